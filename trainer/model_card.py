@@ -78,8 +78,8 @@ def run_card(
     facts = CardFacts(
         base_model=origin or base_model,
         datasets=[text for text in train_texts if is_hub_id(text)],
-        language=as_list(base_card.get("language")),
-        license=next(iter(as_list(base_card.get("license"))), None),
+        language=_as_list(base_card.get("language")),
+        license=next(iter(_as_list(base_card.get("license"))), None),
         recipe=[(key, _shown(value)) for key, value in values.items() if value not in (None, "", [], {})],
         results=_results([log for log in log_history if "eval_loss" in log], eval_texts),
     )
@@ -144,7 +144,7 @@ def _origin(base_model: str, card: dict[str, Any]) -> str | None:
         config = ModelSource(base_model, {}).read_json(CONFIG) or {}
     except (OSError, ValueError):
         config = {}
-    named = as_list(card.get("base_model"))
+    named = _as_list(card.get("base_model"))
     candidates = [config.get("_name_or_path"), named[0] if len(named) == 1 else None]
     return next((name for name in candidates if _is_full_id(name)), None)
 
@@ -164,7 +164,7 @@ def _shown(value: Any) -> str:
     return ("; " if any(" " in text for text in texts) else " ").join(texts)
 
 
-def as_list(value: Any) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     """Return the strings of a value that may be one string, a list, or something else."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [text for text in values if isinstance(text, str)]

@@ -91,6 +91,16 @@ def read_source(
     return rows
 
 
+def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Raise if a source lacks one of the columns, naming those that it has."""
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise ValueError(
+            f"{source!r} has no column {', '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, present))}. Pass one of these."
+        )
+
+
 def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> None:
     """Raise for columns that are not text, naming those that are."""
     for column in columns:
@@ -224,13 +234,3 @@ def _data_suffix(path: Path) -> str:
 def _supported() -> str:
     """Return the readable suffixes, for messages."""
     return f"{', '.join(_FORMATS)} (plain, {' or '.join(_COMPRESSIONS)})"
-
-
-def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
-    """Raise if a source lacks one of the columns, naming those that it has."""
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise ValueError(
-            f"{source!r} has no column {', '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, present))}. Pass one of these."
-        )

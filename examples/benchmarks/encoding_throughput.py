@@ -2,7 +2,7 @@
 
     python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE
     python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE --shape 7b --device cuda \
-        --dtype bfloat16 --attn_implementation flex_attention --number 20000
+        --dtype bfloat16 --attn_implementation flex_attention --limit 20000
 
 The floor: every real token costs two operations per weight outside the embedding, and attention 4 x length x width per
 layer; padding and everything else come on top. The floor's time is taken at the rate of one large matrix product on
@@ -78,7 +78,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
-    parser.add_argument("--number", type=at_least(), default=2000, help="texts to embed")
+    parser.add_argument("--limit", type=at_least(), default=2000, help="texts to embed")
     parser.add_argument(
         "--shape", choices=list(SHAPES), help="random weights of this size instead, with its tokenizer"
     )
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare the vectors, time the calls, print the table, and write the report."""
     args = parse_arguments(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    texts = sample_texts(args.texts, number=args.number, seed=0)
+    texts = sample_texts(args.texts, number=args.limit, seed=0)
     model, embedder = open_both(args)
     prompt = model.magnet_settings.prompts[model.magnet_settings.default_prompt_name]
     rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings)

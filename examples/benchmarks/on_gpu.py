@@ -92,10 +92,10 @@ ENCODING = [
 
 def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list[Bar]]]:
     """Return script, file suffix, options and bars of each benchmark, the most important first."""
-    step = ["--texts", args.texts, "--pairs", args.pairs, "--compiler", args.compiler, "--autocast", "--recompute"]
-    step += ["--batch_size", str(args.batch_size), "--rounds", "5"]
+    step = ["--texts", args.texts, "--pairs", args.pairs, "--torch_compile_backend", args.torch_compile_backend]
+    step += ["--bf16", "--contrastive_recompute", "--batch_size", str(args.batch_size), "--rounds", "5"]
     step += ["--pair_label_column", args.pair_label_column] if args.pair_label_column else []
-    encode = ["--texts", args.texts, "--number", str(args.number), "--rounds", "3", "--batch_sizes", "32", "128"]
+    encode = ["--texts", args.texts, "--limit", str(args.limit), "--rounds", "3", "--batch_sizes", "32", "128"]
     flex = [bar._replace(what=f"flex attention, {bar.what}", at_least=None) for bar in TRAINING[:2]]
     asked = [
         ("training_step", "", [*step, "--systems", JOINT, ROWS, MNTP], TRAINING),
@@ -114,9 +114,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", required=True, help="pairs of texts")
     parser.add_argument("--pair_label_column", help="1 for paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
-    parser.add_argument("--batch_size", type=at_least(), default=32, help="rows a step")
-    parser.add_argument("--number", type=at_least(), default=1000, help="texts to embed")
-    parser.add_argument("--compiler", default="inductor", help="of layers")
+    parser.add_argument("--batch_size", type=at_least(), default=32, help="rows per step")
+    parser.add_argument("--limit", type=at_least(), default=1000, help="texts to embed")
+    parser.add_argument("--torch_compile_backend", default="inductor", help="of layers")
     add_device(parser)
     add_dtype(parser)
     parser.set_defaults(dtype="bfloat16")

@@ -4,7 +4,7 @@
     python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE --shape 7b --device cuda \
         --batch_size 32 --rounds 5
     python examples/benchmarks/training_step.py --model GEMMA --texts FILES --pairs FILE --batch_size 8 --rounds 3 \
-        --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
+        --dtype bfloat16 --bf16 --systems "MNTP and MSG" "naive, MNTP and MSG"
 
 The floor: a frozen weight costs 4 operations a token, a trained one 6. The LM head costs that for
 labeled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
@@ -12,8 +12,8 @@ reading the same rows again come on top. Its time is taken at the rate of one la
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively on the
 same rows (`naive_loss` in `training_systems.py`), also without pairs; only MNTP, the trainer's and with the logits of
-all positions, as a plain Trainer has them. With `--compiler inductor` each once more with compiled layers, the naive
-ones too. Losses and gradients are compared before anything is timed; rounds alternate.
+all positions, as a plain Trainer has them. With `--torch_compile_backend inductor` each once more with compiled
+layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
 """
 
 import argparse
@@ -86,14 +86,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--systems", nargs="+", metavar="SYSTEM", choices=names, default=names, help=f"of {'; '.join(names)}"
     )
     parser.add_argument("--lora_r", type=at_least(0), default=16, help="rank of the adapters; 0 trains all weights")
-    parser.add_argument("--batch_size", type=at_least(), default=16, help="rows a step")
-    parser.add_argument("--max_length", type=at_least(), default=512, help="tokens a row")
-    parser.add_argument("--pairs_a_step", type=at_least(), default=64, help="pairs a step")
-    parser.add_argument("--pair_length", type=at_least(), default=64, help="tokens a side, the naive step's padding")
-    parser.add_argument("--mini_batch_tokens", type=at_least(), default=2048, help="of the trainer's pairs")
-    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
-    parser.add_argument("--recompute", action="store_true", help="pairs in the memory of one mini-batch (GradCache)")
-    parser.add_argument("--compiler", help="every system with compiled layers as well, by inductor or another")
+    parser.add_argument("--batch_size", type=at_least(), default=16, help="rows per step")
+    parser.add_argument("--max_length", type=at_least(), default=512, help="tokens per row")
+    parser.add_argument("--contrastive_batch_size", type=at_least(), default=64, help="pairs per step")
+    parser.add_argument("--contrastive_max_length", type=at_least(), default=64, help="tokens of one side")
+    parser.add_argument("--contrastive_mini_batch_tokens", type=at_least(), default=2048, help="of the trainer")
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
+    parser.add_argument("--contrastive_recompute", action="store_true", help="GradCache, for the pairs")
+    parser.add_argument("--torch_compile_backend", help="time all systems with compiled layers, too")
     parser.add_argument("--attn_implementation", help="the attention's back-end; by default the model's choice")
     add_device(parser)
     add_dtype(parser)
@@ -113,9 +113,9 @@ def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -
     few = send_to_device(collate(trainer, blocks, kind=kind, size=min(2, args.batch_size)), args.device)
     is_exact = args.dtype == "float32"
     apart: dict[str, float] = {}
-    for with_compiled in (False, True) if args.compiler else (False,):
+    for with_compiled in (False, True) if args.torch_compile_backend else (False,):
         # In float32 the losses are equal without half precision; half-precision weights are compared as timed.
-        errors = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
+        errors = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.bf16 and not is_exact)
         print(f"apart: loss {errors['loss']:.1e}, gradients {errors['gradients']:.1e} of the largest")
         limit = 1e-4 if is_exact else 0.1
         if not all(difference <= limit for difference in errors.values()):  # also fails if a difference is NaN
@@ -134,8 +134,8 @@ def time_steps(
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step(name: str, with_compiled: bool) -> None:
-        with layers_of(name, trainer, with_compiled=with_compiled, autocast=args.autocast):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.autocast):
+        with layers_of(name, trainer, with_compiled=with_compiled, autocast=args.bf16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 loss = loss_of(name, trainer, batches[name])
             loss.backward()
         optimizer.step()
@@ -166,16 +166,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         base = open_shaped(args, folder)
         model = apply_lora(base, LoraArguments(lora_r=args.lora_r))
         texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
-        pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+        pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.contrastive_batch_size)
         blocks = texts_to_blocks(texts, base.tokenizer, max_length=args.max_length, concatenate=True)
         trainer = make_trainer(model, args, blocks, pairs, folder)
     trainer.model.train()
     apart = check_equal(trainer, blocks, args)
 
     batches = {name: send_to_device(collate(trainer, blocks, kind=KINDS[name]), device) for name in args.systems}
-    compiles = (False, True) if args.compiler else (False,)
+    compiles = (False, True) if args.torch_compile_backend else (False,)
     systems = {name + COMPILED * compiled: (name, compiled) for compiled in compiles for name in args.systems}
-    rate = matrix_rate(torch.bfloat16 if args.autocast else getattr(torch, args.dtype), device)
+    rate = matrix_rate(torch.bfloat16 if args.bf16 else getattr(torch, args.dtype), device)
     times, first, collating = time_steps(trainer, blocks, batches, systems, args)
     tokens, floors = {}, {}
     for system, (name, _) in systems.items():
@@ -183,13 +183,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         tokens[system] = int(batch["attention_mask"].sum())
         tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.uses_pairs else 0
         floors[system] = step_operations(model, batch, weights=weights)
-    settings = ["shape", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds", "attn_implementation"]
+    names = "shape lora_r batch_size max_length contrastive_batch_size contrastive_recompute rounds".split()
+    names += ["attn_implementation", "torch_compile_backend"]
     report = {
         **summary(times, tokens, floors, rate=rate, collating=collating),
         "apart": apart,
         "first_seconds": first,
-        **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype),
-        "settings": {name: getattr(args, name) for name in [*settings, "compiler", "recompute"]},
+        **machine(device, dtype="bfloat16 products" if args.bf16 else args.dtype),
+        "settings": {name: getattr(args, name) for name in names},
     }
     write_report(args, report, script="training_step")
     return report

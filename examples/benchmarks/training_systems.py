@@ -18,6 +18,13 @@ from trainer.fused_adapters import adapter_layers, adapters_under_autocast
 from trainer.loss_phases import LossPhase
 from trainer.objectives import sscl_loss
 
+JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
+NAIVE, NAIVE_ROWS, FULL = "naive, the same rows", "naive, MNTP and MSG", "MNTP, all logits"
+# The trainer is made for a run that has a step of each kind, in this order.
+PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
+KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
+COMPILED = ", compiled"  # appended to the name of a system
+
 
 def naive_loss(
     model: nn.Module, batch: dict[str, Any], *, head: nn.Module, weights: LossPhase, temperature: float, length: int
@@ -56,30 +63,22 @@ def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) ->
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
-JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
-NAIVE, NAIVE_ROWS, FULL = "naive, the same rows", "naive, MNTP and MSG", "MNTP, all logits"
-# The trainer is made for a run that has a step of each kind, in this order.
-PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
-KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
-COMPILED = ", compiled"  # appended to the name of a system
-
-
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
     """Make a trainer whose losses are computed step by step, without training."""
     training = MagnetTrainingArguments(
         output_dir=folder,
         loss_phases=list(PHASES.values()),
         per_device_train_batch_size=args.batch_size,
-        contrastive_batch_size=args.pairs_a_step,
-        contrastive_max_length=args.pair_length,
-        contrastive_mini_batch_tokens=args.mini_batch_tokens,
-        contrastive_recompute=args.recompute,
+        contrastive_batch_size=args.contrastive_batch_size,
+        contrastive_max_length=args.contrastive_max_length,
+        contrastive_mini_batch_tokens=args.contrastive_mini_batch_tokens,
+        contrastive_recompute=args.contrastive_recompute,
         max_spans=8,
         min_span_tokens=4,
         max_span_tokens=40,
         use_cpu=args.device == "cpu",
-        bf16=args.autocast,
-        torch_compile_backend=args.compiler,
+        bf16=args.bf16,
+        torch_compile_backend=args.torch_compile_backend,
         report_to="none",
     )
     return MagnetTrainer(

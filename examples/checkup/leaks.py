@@ -15,6 +15,21 @@ from examples.checkup.findings import Finding, judged
 from modeling_magnet.configuration_magnet import MODES, AttentionMode
 from modeling_magnet.masking_magnet import layer_windows
 
+LENGTH = 24
+# Two spans, and the tokens that are changed: in the context before, between and after the spans, and inside each.
+SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
+CHANGED = (1, 7, 12, 16, 23)
+# In a trained model, changing one token may happen to change nothing; of two changes, one shows.
+DRAWS = 2
+PADS = 5
+# Largest movement of an unchanged state, relative to the largest value. Equal bits are expected in every precision;
+# if a back-end is not deterministic, its noise is measured and allowed.
+STILL = 1e-6
+# The same for padded rows, because padding changes the order of sums.
+PADDED = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF_PADDED = 0.15
+NOISE_FACTOR = 10
+
 
 def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:
     """Return whether one token may attend to another."""
@@ -56,22 +71,6 @@ def reached_from(
             if any(sees(query, key, mode=mode, segments=segments, window=window) for key in reached)
         }
     return reached
-
-
-LENGTH = 24
-# Two spans, and the tokens that are changed: in the context before, between and after the spans, and inside each.
-SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
-CHANGED = (1, 7, 12, 16, 23)
-# In a trained model, changing one token may happen to change nothing; of two changes, one shows.
-DRAWS = 2
-PADS = 5
-# Largest movement of an unchanged state, relative to the largest value. Equal bits are expected in every precision;
-# if a back-end is not deterministic, its noise is measured and allowed.
-STILL = 1e-6
-# The same for padded rows, because padding changes the order of sums.
-PADDED = {torch.float64: 1e-9, torch.float32: 1e-4}
-HALF_PADDED = 0.15
-NOISE_FACTOR = 10
 
 
 @contextmanager

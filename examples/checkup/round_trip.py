@@ -15,6 +15,7 @@ from modeling_magnet.sources_magnet import ModelSource
 
 LENGTH = 16
 SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
+MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 
 
 @torch.no_grad()
@@ -70,9 +71,6 @@ def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[
     detail += "".join(f"; {name}" for name in [*missing, *unexpected][:3])
     detail += f"; causal logits differ by {distance:.1e} (limit 0)"
     yield judged("stock class", same and not missing and not unexpected, detail)
-
-
-MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 
 
 def merge_findings(model: Any, folder: Path) -> list[Finding]:

@@ -35,6 +35,11 @@ from trainer.sources import is_hub_id, local_files
 
 # Number of tokens after a span that are judged.
 CONTINUATION_TOKENS = 32
+PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
+KINDS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLING}
+# Characters of joined WikiText paragraphs, enough for a span and its surroundings.
+TEXT_CHARACTERS = 4000
 
 
 class HeldOutSpan(NamedTuple):
@@ -102,13 +107,6 @@ def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutS
         )
     total = -sum(candidates[0].logprob for candidates in scored)
     return perplexity(total, sum(len(candidates[0].token_ids) for candidates in scored))
-
-
-PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
-SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
-KINDS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLING}
-# Characters of joined WikiText paragraphs, enough for a span and its surroundings.
-TEXT_CHARACTERS = 4000
 
 
 class Judge:

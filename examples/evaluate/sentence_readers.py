@@ -32,6 +32,13 @@ from modeling_magnet.tokenization_magnet import (
 ECHO_TEMPLATE = "Instruct: {prompt},\nQuery: {text}\nQuery again: {text}"
 # Without an instruction, as in section 3 of their paper.
 PLAIN_ECHO_TEMPLATE = "Rewrite the sentence: {text}, rewritten sentence: {text}"
+# Poolings of each reader; the first is the default.
+POOLINGS = {
+    "magnet": ("last", "mean", "weighted_mean"),
+    "causal": ("last", "mean", "weighted_mean"),
+    "echo": ("mean", "last"),
+    "encoder": ("own", "cls", "mean"),
+}
 
 
 class EchoRow(NamedTuple):
@@ -110,15 +117,6 @@ def _cut(
             return front, ids, spans
         kept -= max(1, (len(ids) - room) // 2)  # truncation can split a token into several
     raise ValueError(f"No token of the text {text!r:.60} fits twice into {room} tokens with the echo's template.")
-
-
-# Poolings of each reader; the first is the default.
-POOLINGS = {
-    "magnet": ("last", "mean", "weighted_mean"),
-    "causal": ("last", "mean", "weighted_mean"),
-    "echo": ("mean", "last"),
-    "encoder": ("own", "cls", "mean"),
-}
 
 
 class SentenceReader(Protocol):

@@ -37,6 +37,8 @@ from examples.evaluate.sentence_readers import SentenceReader
 from examples.files import data_file, whole_text
 from modeling_magnet.pooling_magnet import similarity_pairs
 
+_USUAL = ("sentence1", "sentence2", "score")
+
 
 class StsSet(NamedTuple):
     """Locate a set and its columns."""
@@ -54,7 +56,6 @@ class StsPair(NamedTuple):
     score: float
 
 
-_USUAL = ("sentence1", "sentence2", "score")
 STS_SETS = {
     **{f"STS{n}": StsSet(f"mteb/sts{n}-sts", f"sts{n}.test.tsv.gz", _USUAL) for n in range(12, 17)},
     "STSBenchmark": StsSet("mteb/stsbenchmark-sts", "stsb.test.csv.gz", _USUAL),

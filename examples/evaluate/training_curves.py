@@ -23,6 +23,10 @@ from trainer.files import parse_json
 
 REPORT = "adapt.json"
 _STATE = "trainer_state.json"  # the last file that a checkpoint writes
+TABLE, UNIT = "curves", "training"
+PREFIX = "eval_"
+# Timings of the evaluation, not metrics of the model.
+NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
@@ -66,12 +70,6 @@ def models_by_step(run: str | Path) -> dict[int, Path]:
             "`save_strategy` steps."
         )
     return dict(sorted(models.items()))
-
-
-TABLE, UNIT = "curves", "training"
-PREFIX = "eval_"
-# Timings of the evaluation, not metrics of the model.
-NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:

@@ -23,6 +23,8 @@ READINGS = (*get_args(ReadingMode), "encoder")
 SHIFTS: dict[str, Shift] = {"bidirectional": "next", "causal": "same", "encoder": "same"}
 
 TokenReader = Callable[[list[str]], list[PlacedVectors]]
+# Number of sentences whose token vectors are in memory at once.
+_SENTENCES_AT_ONCE = 512
 
 
 def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenReader:
@@ -84,10 +86,6 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
             offsets = np.array(rows["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)
             vectors[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
     return [vectors[index] for index in range(len(texts))]
-
-
-# Number of sentences whose token vectors are in memory at once.
-_SENTENCES_AT_ONCE = 512
 
 
 class WordStates(NamedTuple):

@@ -30,6 +30,7 @@ from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT, tokenize_texts
 from trainer import MagnetTrainer, MagnetTrainingArguments
 
 MAX_LENGTH = 128
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,6 @@ def prepare(folder: Path, *, budget: Budget, seed: int) -> Material:
     )
     pairs = Dataset.from_list(texts["pairs_train"])
     return Material(tokenizer=tokenizer, exam=exam, stories=stories, everything=everything, pairs=pairs)
-
-
-BATCH_SIZE = 32
 
 
 class LossProgress(ProgressCallback):

@@ -27,7 +27,7 @@ def test_script_writes_its_report(tmp_path, plain_llama, capsys, monkeypatch, sh
     (tmp_path / "texts.txt").write_text("\n".join(["The cat sat on the mat. Then it slept."] * 20))
     arguments = [
         *("--model", str(plain_llama), "--texts", str(tmp_path / "texts.txt"), "--results", str(tmp_path)),
-        *("--number", "12", "--rounds", "2", "--name", "speed"),
+        *("--limit", "12", "--rounds", "2", "--name", "speed"),
     ]
     benchmark.main(arguments if shape is None else [*arguments, "--shape", shape])
     assert capsys.readouterr().out.splitlines()[-1] == "encoding_throughput: OK (speed.json)"

@@ -35,7 +35,8 @@ def test_every_bar_reports_a_figure_or_that_it_did_not_run(tmp_path, wiki_7m, mo
     texts.write_text("\n".join(f"The cat number {n} sat on the mat. Then it slept for a while." for n in range(400)))
     pairs.write_text("first\tsecond\n" + "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(200)))
     options = ["--model", str(wiki_7m), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)]
-    options += ["--device", "cpu", "--batch_size", "2", "--number", "12", "--compiler", "eager", "--seconds", "3000"]
+    options += ["--device", "cpu", "--batch_size", "2", "--limit", "12", "--seconds", "3000"]
+    options += ["--torch_compile_backend", "eager"]
     table = on_gpu.main(options)
     output = capfd.readouterr().out
     assert output.splitlines()[-1] == "on_gpu: OK (gpu_all.json)"

@@ -21,7 +21,7 @@ def options(tmp_path, plain_llama) -> list[str]:
     pairs.write_text("first\tsecond\n" + "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
     return [
         *("--model", str(plain_llama), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
-        *("--batch_size", "3", "--max_length", "200", "--pairs_a_step", "4", "--lora_r", "2"),
+        *("--batch_size", "3", "--max_length", "200", "--contrastive_batch_size", "4", "--lora_r", "2"),
     ]
 
 
