@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     port, host = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     parser.add_argument("--port", type=int, default=port, help="address to listen on")
     parser.add_argument("--host", default=host, help="0.0.0.0 lets other machines in")
-    parser.add_argument("--share", choices=["yes", "no"], default="no", help="a public address, through gradio's host")
+    parser.add_argument("--share", action="store_true", help="a public address, through gradio's host")
     args = parser.parse_args(arguments)
     if not 1 <= args.port <= 65535:
         parser.error(f"--port is {args.port}; expected a number from 1 to 65535")
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         page.launch(
             server_name=args.host,
             server_port=args.port,
-            share=args.share == "yes",
+            share=args.share,
             prevent_thread_lock=True,
             quiet=True,
             **launch_options(),

@@ -1,7 +1,7 @@
 """Check a plain decoder, a MAGNET checkpoint or an adapter, and print a table of what passes and what fails.
 
-    python examples/doctor.py outputs/mine
-    python examples/doctor.py outputs/mine --trust_remote_code --backends sdpa flex_attention --output doctor.json
+    python examples/doctor.py --model outputs/mine
+    python examples/doctor.py --model outputs/mine --trust_remote_code --backends sdpa flex_attention
 
 Checks that the model opens, that each token attends to what its mode allows, that vectors and fills do not depend on
 the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that code and
@@ -49,8 +49,7 @@ MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
-    add_model(parser, required=False, help="directory or Hub id of a decoder, checkpoint or adapter")
-    parser.add_argument("positional", nargs="?", metavar="MODEL", help="the same, without the option's name")
+    add_model(parser, help="directory or Hub id of a decoder, checkpoint or adapter")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights; as they are stored if auto")
     add_device(parser)
     parser.add_argument(
@@ -66,10 +65,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mask_token", help="for a plain decoder whose vocabulary has no underscore")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own files, not the package")
     args = parser.parse_args(arguments)
-    if (args.model is None) == (args.positional is None):
-        parser.error("name one model: doctor.py MODEL, or --model_name_or_path MODEL")
-    args.model = args.model or args.positional
-    del args.positional
     args.backends = list(dict.fromkeys(args.backends))
     return args
 

@@ -12,26 +12,21 @@ _POSITIONS = ("mntp", "sscl", "msg")  # order of the weights in the short spelli
 _SPELLING = "'800: mntp=1 sscl=9 msg=1', or as 'steps:mntp,sscl,msg' in short"
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class LossPhase:
     """Weights of the objectives for a number of optimizer steps.
 
     Args:
         steps (`int`): Optimizer steps, >= 1.
-        weights (`float`): One keyword for each objective, >= 0; 0 for the others.
+        weights (`dict[str, float]`): Weights > 0 by objective; the others are not trained.
 
     Example:
-        >>> phase = LossPhase(800, mntp=1, sscl=9)
-        >>> phase.weights, phase.uses_pairs
-        ({'mntp': 1, 'sscl': 9}, True)
+        >>> LossPhase(800, {"mntp": 1, "sscl": 9}).uses_pairs
+        True
     """
 
     steps: int
-    weights: dict[str, float]  # without zeros
-
-    def __init__(self, steps: int, **weights: float) -> None:
-        object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "weights", {name: weight for name, weight in weights.items() if weight != 0})
+    weights: dict[str, float]
 
     @cached_property
     def uses_tokens(self) -> bool:
@@ -64,7 +59,7 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
     for number, entry in enumerate(entries, start=1):
         try:
             phase = _parse_phase(str(entry))
-        except (ValueError, TypeError):  # TypeError: an objective is called `steps`
+        except ValueError:
             complaints.append(f"phase {number}, {entry!r}: write it as {_SPELLING}.")
             continue
         phases.append(phase)
@@ -85,7 +80,7 @@ def _parse_phase(entry: str) -> LossPhase:
         if name in weights:
             raise ValueError(f"{name} is given twice")
         weights[name] = float(weight)
-    return LossPhase(int(steps), **weights)
+    return LossPhase(int(steps), {name: weight for name, weight in weights.items() if weight != 0})
 
 
 def _complaints_about(phase: LossPhase) -> Iterator[str]:

@@ -22,6 +22,7 @@ from .sources import Source, as_texts, check_are_text, check_columns, check_limi
 
 logger = logging.get_logger(__name__)
 
+_PREFIX = "paraphrase: "  # marks the task for Parrot, a T5
 # The sampling options of Parrot without diverse beams.
 _GENERATION: dict[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 
@@ -106,14 +107,12 @@ def paraphrase_pairs(
     *,
     output_path: str | Path,
     model_id: str = "prithivida/parrot_paraphraser_on_T5",
-    prefix: str = "paraphrase: ",
     min_words: int = 21,
     limit: int | None = None,
     max_length: int = 128,
     batch_size: int = 32,
     num_candidates: int = 4,
     seed: int = 42,
-    device: str | torch.device | None = None,
 ) -> Dataset:
     """Pair every line of enough words with a paraphrase, and store the pairs in a JSONL file that can be resumed.
 
@@ -124,11 +123,11 @@ def paraphrase_pairs(
     Args:
         texts, min_words, limit: As for `dropout_pairs`.
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` can read.
-        model_id, prefix (`str`): A sequence-to-sequence model, and its prefix of every line.
+        model_id (`str`): A sequence-to-sequence model that paraphrases lines after "paraphrase: "; it runs on CUDA if
+            available.
         max_length (`int`): Limit of input tokens, prefix included, and of output tokens; >= 8.
         batch_size, num_candidates (`int`): Lines per call of the model, and outputs per line to choose from; >= 1.
         seed (`int`): Seed of the sampling, >= 0.
-        device (`str` or `torch.device`, *optional*): Device of the model; defaults to CUDA if available.
 
     Raises:
         ValueError: If an argument is out of range, no line is long enough, or the file belongs to another job.
@@ -137,7 +136,7 @@ def paraphrase_pairs(
     """
     settings = {
         "model_id": model_id,
-        "prefix": prefix,
+        "prefix": _PREFIX,
         "max_length": max_length,
         "batch_size": batch_size,
         "num_candidates": num_candidates,
@@ -155,7 +154,7 @@ def paraphrase_pairs(
             "it, or pass another `output_path`."
         )
     if len(done) < len(lines):
-        _write_paraphrases(output_path, lines, num_done=len(done), settings=settings, device=device)
+        _write_paraphrases(output_path, lines, num_done=len(done), settings=settings)
     pairs = load_pairs(str(output_path), columns=("anchor", "positive"))
     num_copies = sum(anchor == positive for anchor, positive in zip(pairs["anchor"], pairs["positive"], strict=True))
     if num_copies:
@@ -225,14 +224,13 @@ def _write_paraphrases(
     *,
     num_done: int,
     settings: Mapping[str, Any],
-    device: str | torch.device | None,
 ) -> None:
     """Paraphrase the lines from `num_done` on, and append each batch to the file."""
     tokenizer = AutoTokenizer.from_pretrained(settings["model_id"], trust_remote_code=False)
     model = AutoModelForSeq2SeqLM.from_pretrained(settings["model_id"], trust_remote_code=False)
-    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     size = settings["batch_size"]
-    options = {name: settings[name] for name in ("prefix", "max_length", "num_candidates")}
+    options = {name: settings[name] for name in ("max_length", "num_candidates")}
     with tqdm(total=len(lines), initial=num_done, desc="Paraphrasing", unit="line") as progress:
         # A partly written batch is generated again as a whole, since its lines share a seed.
         for start in range(num_done - num_done % size, len(lines), size):
@@ -251,7 +249,6 @@ def paraphrase_batch(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prefix: str,
     max_length: int,
     num_candidates: int,
     seed: int,
@@ -263,7 +260,7 @@ def paraphrase_batch(
     Source: Damodaran 2021, Parrot, https://github.com/PrithivirajDamodaran/Parrot_Paraphraser.
     """
     encoded = tokenizer(
-        [prefix + sentence for sentence in sentences],
+        [_PREFIX + sentence for sentence in sentences],
         split_special_tokens=True,  # `</s>` in a sentence is text
         padding=True,
         truncation=True,

@@ -179,10 +179,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     times, first, collating = time_steps(trainer, blocks, batches, systems, args)
     tokens, floors = {}, {}
     for system, (name, _) in systems.items():
-        batch, weights = batches[name], phase_of(trainer, name)
+        batch, phase = batches[name], phase_of(trainer, name)
         tokens[system] = int(batch["attention_mask"].sum())
-        tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.uses_pairs else 0
-        floors[system] = step_operations(model, batch, weights=weights)
+        tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if phase.uses_pairs else 0
+        floors[system] = step_operations(model, batch, phase=phase)
     names = "shape lora_r batch_size max_length contrastive_batch_size contrastive_recompute rounds".split()
     names += ["attn_implementation", "torch_compile_backend"]
     report = {

@@ -27,7 +27,7 @@ COMPILED = ", compiled"  # appended to the name of a system
 
 
 def naive_loss(
-    model: nn.Module, batch: dict[str, Any], *, head: nn.Module, weights: LossPhase, temperature: float, length: int
+    model: nn.Module, batch: dict[str, Any], *, head: nn.Module, phase: LossPhase, temperature: float, length: int
 ) -> Tensor:
     """Return the weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` defines it.
 
@@ -36,9 +36,9 @@ def naive_loss(
     """
     loss = torch.zeros((), device=batch["input_ids"].device)
     for objective, name in (("mntp", "mntp_labels"), ("msg", "msg_labels")):
-        if weight := weights.weights.get(objective):
+        if weight := phase.weights.get(objective):
             loss = loss + weight * language_loss(model, batch, labels=batch[name])
-    if weight := weights.weights.get("sscl"):
+    if weight := phase.weights.get("sscl"):
         sides = zip(*(batch["pairs"][name].chunk(2) for name in ("input_ids", "attention_mask")), strict=True)
         vectors = []
         for ids, mask in sides:
@@ -135,7 +135,7 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
         trainer.model,
         batch,
         head=trainer.head,
-        weights=phase_of(trainer, system),
+        phase=phase_of(trainer, system),
         temperature=trainer.args.temperature,
         length=trainer.args.contrastive_max_length,
     )
@@ -149,20 +149,20 @@ def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autoc
         yield
 
 
-def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) -> float:
+def step_operations(model: Any, batch: dict[str, Any], *, phase: LossPhase) -> float:
     """Count the floating-point operations that a step needs at least."""
     config = model.config
     head = model.get_output_embeddings().weight
     layers = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and ".layers." in name]
     of_token = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers)
     scores = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    rows = [batch["attention_mask"].sum(1)] if weights.uses_tokens else []
+    rows = [batch["attention_mask"].sum(1)] if phase.uses_tokens else []
     labels = sum(
         int((batch[name] != IGNORE_INDEX).sum())
         for objective, name in (("mntp", "mntp_labels"), ("msg", "msg_labels"))
-        if objective in weights.weights
+        if objective in phase.weights
     )
-    rows += [batch["pairs"]["attention_mask"].sum(1)] if weights.uses_pairs else []
+    rows += [batch["pairs"]["attention_mask"].sum(1)] if phase.uses_pairs else []
     lengths = torch.cat(rows).double()
     of_label = (6 if head.requires_grad else 4) * head.numel()
     return float(of_token * lengths.sum() + scores * lengths.square().sum() + of_label * labels)

@@ -81,7 +81,12 @@ COMMANDS = [
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
     Command("tour/run_notebook", "out.ipynb", "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}"),
-    Command("doctor", "doctor.json", "{inputs}/magnet --output={output}/doctor.json", ["opening_seconds", "seconds"]),
+    Command(
+        "doctor",
+        "doctor.json",
+        "--model={inputs}/magnet --output={output}/doctor.json",
+        ["opening_seconds", "seconds"],
+    ),
     Command("reference", "trainer.html", "--output={output}"),
     _table("word_probes", "words", "--steps=20"),
     _table("sts", "sts", "--tasks=STS12 --mteb"),

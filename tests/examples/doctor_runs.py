@@ -10,10 +10,10 @@ FAMILY_NAMES = ("llama", "gemma3_text", "mistral")
 BOUND = ["bidirectional", "infill"]
 
 
-def rows_of(tmp_path, *arguments):
+def rows_of(tmp_path, model, *arguments):
     """Return the exit code and the findings by name."""
     file = tmp_path / "doctor.json"
-    code = doctor.main([*map(str, arguments), "--output", str(file)])
+    code = doctor.main([f"--model={model}", *arguments, "--output", str(file)])
     rows = {row["name"]: row for row in json.loads(file.read_text())["findings"]} if file.exists() else {}
     return code, rows
 

@@ -72,7 +72,7 @@ def break_code(folder):
 @pytest.mark.parametrize(("breaking", "options"), [(cut_weights, []), (break_code, ["--trust_remote_code"])])
 def test_unopenable_model_is_reported_in_one_line(saved, breaking, options):
     breaking(saved)
-    code, out, err = run_script(doctor, str(saved), *options)
+    code, out, err = run_script(doctor, f"--model={saved}", *options)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith(f"error: {str(saved)!r} cannot be opened: ")
@@ -80,6 +80,6 @@ def test_unopenable_model_is_reported_in_one_line(saved, breaking, options):
 
 def test_missing_mask_token_is_reported_and_can_be_set(babyllama, tmp_path):
     with pytest.raises(ValueError, match="No mask token: none of .* Here: `--mask_token`"):
-        doctor.main([str(babyllama)])
+        doctor.main([f"--model={babyllama}"])
     code, rows = rows_of(tmp_path, babyllama, "--mask_token", "~", "--backends", "sdpa")
     assert code == 0 and rows["mask token"]["detail"].startswith("'~' (")

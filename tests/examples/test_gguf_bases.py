@@ -42,5 +42,5 @@ def test_adapter_trains_on_a_gguf_file_and_loads_over_it(base, tmp_path, capsys)
 
 @pytest.mark.long
 def test_doctor_accepts_a_gguf_file(base, capsys):
-    assert doctor.main([str(base), GGUF, "--backends", "sdpa"]) == 0, capsys.readouterr().out
+    assert doctor.main([f"--model={base}", GGUF, "--backends", "sdpa"]) == 0, capsys.readouterr().out
     assert "plain decoder, as MagnetLlamaForCausalLM" in capsys.readouterr().out

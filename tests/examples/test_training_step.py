@@ -63,7 +63,7 @@ def test_operation_counts_match_manual_calculation(lora):
     of_token = 4 * weights + 6 * adapters if lora else 6 * weights
     of_label = (4 if lora else 6) * 16 * 44
     scores = 12 * 2 * 16
-    joint = LossPhase(steps=1, mntp=1, sscl=1, msg=1)
-    assert step_operations(adapted, batch, weights=joint) == of_token * 13 + scores * (25 + 9 + 9 + 4) + of_label * 5
-    alone = LossPhase(steps=1, mntp=1, sscl=0, msg=0)
-    assert step_operations(adapted, batch, weights=alone) == of_token * 8 + scores * (25 + 9) + of_label * 4
+    joint = LossPhase(1, {"mntp": 1, "sscl": 1, "msg": 1})
+    assert step_operations(adapted, batch, phase=joint) == of_token * 13 + scores * (25 + 9 + 9 + 4) + of_label * 5
+    alone = LossPhase(1, {"mntp": 1})
+    assert step_operations(adapted, batch, phase=alone) == of_token * 8 + scores * (25 + 9) + of_label * 4

@@ -23,7 +23,7 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def paraphrase(texts: Dataset, output_path: Path, model_id: str, **changes: Any) -> Dataset:
-    arguments = {"min_words": 3, "max_length": 8, "batch_size": 4, "num_candidates": 2, "device": "cpu", **changes}
+    arguments = {"min_words": 3, "max_length": 8, "batch_size": 4, "num_candidates": 2, **changes}
     return paraphrase_pairs(texts, output_path=output_path, model_id=model_id, **arguments)
 
 
@@ -100,7 +100,7 @@ def test_each_line_gets_one_of_its_candidates(tiny_t5, monkeypatch):
     """Outputs of beams are the same as for a single line: rows are not mixed up and padding has no effect."""
     monkeypatch.setattr("trainer.pairs._GENERATION", {"num_beams": 2})
     model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
-    arguments: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_t5), "prefix": ""}
+    arguments: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_t5)}
     arguments |= {"max_length": 8, "num_candidates": 2, "seed": 0}
     lines = sentences(6)["text"][:]
     together = paraphrase_batch(lines, **arguments)
@@ -124,12 +124,12 @@ def test_paraphrases_are_one_row_per_line_in_order(tiny_t5, tmp_path):
     assert load_pairs(tmp_path / "new" / "a.jsonl")[:] == pairs[:]
 
 
-def test_seed_and_prefix_change_the_paraphrases(tiny_t5, tmp_path):
-    variants: list[dict[str, Any]] = [{}, {"seed": 1}, {"prefix": "word3 word3 word3 "}]
+def test_seed_changes_the_paraphrases(tiny_t5, tmp_path):
+    variants: list[dict[str, Any]] = [{}, {"seed": 1}]
     files = [tmp_path / f"{number}.jsonl" for number in range(len(variants))]
     for file, variant in zip(files, variants, strict=True):
         paraphrase(sentences(12), file, tiny_t5, **variant)
-    assert len({file.read_bytes() for file in files}) == 3
+    assert len({file.read_bytes() for file in files}) == 2
     hidden = Path(tiny_t5).rename(tiny_t5 + "-hidden")
     try:  # a finished file needs no model
         assert len(paraphrase(sentences(12), files[0], tiny_t5)) == 12
@@ -152,7 +152,6 @@ def test_a_file_cut_anywhere_is_completed_byte_for_byte(tiny_t5, tmp_path):
     ("changes", "message"),
     [
         ({"seed": 7}, "seed was 42 and is now 7"),
-        ({"prefix": ""}, "prefix was 'paraphrase: ' and is now ''"),
         ({"batch_size": 2, "num_candidates": 3}, "batch_size was 4 and is now 2; num_candidates was 2 and is now 3"),
         ({"texts": ["word1 word2 word3"] * 5}, "lines_sha256 was"),
     ],
