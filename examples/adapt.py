@@ -21,7 +21,12 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.command_line import DTYPES, check, keep_freed_memory, start  # before anything imports transformers
+from examples.command_line import (  # before anything imports transformers
+    DTYPES,
+    keep_freed_memory,
+    raise_complaints,
+    start,
+)
 
 # isort: split
 import torch
@@ -142,8 +147,8 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
             f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to resume "
             "it, or choose another directory."
         )
-    with refusing(ValueError):
-        check(complaints)
+    with as_argument_error(ValueError):
+        raise_complaints(complaints)
         checkpoint_to_resume(resume_point(training), output_dir=output)
 
 
@@ -161,14 +166,14 @@ def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments
     """
     parser = _Parser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
     # transformers also raises the errors of packages that an option requires.
-    with refusing(ValueError, TypeError, KeyError, ImportError, RuntimeError):
+    with as_argument_error(ValueError, TypeError, KeyError, ImportError, RuntimeError):
         if arguments and arguments[0].endswith(".json"):
             arguments = [*_options_of(Path(arguments[0])), *arguments[1:]]
         return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]
 
 
 @contextmanager
-def refusing(*errors: type[Exception]) -> Iterator[None]:
+def as_argument_error(*errors: type[Exception]) -> Iterator[None]:
     """Convert errors about the user's arguments to an `ArgumentError` with the same message."""
     try:
         yield
@@ -262,7 +267,7 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
     return model
 
 
-def bind_adapter(model: Any, adapt: AdaptArguments) -> None:
+def limit_adapter(model: Any, adapt: AdaptArguments) -> None:
     """Limit the adapter to the requested modes, unless these are all modes."""
     if adapt.adapter_modes is not None and set(adapt.adapter_modes) != set(MODES):
         model.set_adapter_modes(adapt.adapter_modes)
@@ -301,7 +306,7 @@ def build_trainer(
                 limit=adapt.pair_limit,
             )
     adapted = apply_lora(model, lora)
-    bind_adapter(model, adapt)  # before training, so that evaluations measure the model as it will be saved
+    limit_adapter(model, adapt)  # before training, so that evaluations measure the model as it will be saved
     return MagnetTrainer(
         model=adapted,
         args=training,
@@ -322,13 +327,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_arguments(adapt, lora, training)
     set_seed(training.seed)
     started = time.perf_counter()
-    with refusing(ValueError, ImportError):
+    with as_argument_error(ValueError, ImportError):
         adapt, tokenizer = inspect_model(adapt, lora, training)
         trainer = build_trainer(adapt, lora, arguments_of_trainer(adapt, training), tokenizer)
     rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
     if training.should_save:
         print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
-    with refusing(ImportError):  # raised by an optimizer whose package is missing
+    with as_argument_error(ImportError):  # raised by an optimizer whose package is missing
         trainer.train(resume_from_checkpoint=resume_point(training))
     history, last = trainer.state.log_history, trainer.state.global_step
     if trainer.eval_dataset is not None and not any("eval_loss" in log and log["step"] == last for log in history):
@@ -343,7 +348,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": training.world_size,
     }
-    finished = whole_model(trainer, adapt, lora)
+    finished = gather_model(trainer, adapt, lora)
     if training.should_save:
         output = Path(str(training.output_dir))
         save_and_push(finished, trainer, adapt, lora, push=training.push_to_hub)
@@ -356,7 +361,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return report
 
 
-def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
+def gather_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
     """Return the adapted model, with all weights on the first process if processes share them.
 
     Every process has to call this function; processes other than the first get their own parts of the model.
@@ -373,7 +378,7 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
     if isinstance(getattr(trained, HEAD_NAME, None), nn.Module):
         attach_contrastive_head(model, kind="tanh", hidden_size=model.config.hidden_size, seed=0)
     apply_lora(model, lora).load_state_dict(weights)
-    bind_adapter(model, adapt)
+    limit_adapter(model, adapt)
     return model
 
 

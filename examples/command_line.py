@@ -125,7 +125,7 @@ def require_extra(extra: str, *modules: str) -> None:
         )
 
 
-def check(complaints: Sequence[str]) -> None:
+def raise_complaints(complaints: Sequence[str]) -> None:
     """Raise one error with all complaints, before weights are read or anything is measured."""
     if complaints:
         raise ValueError(_LISTED.join([HEADING, *complaints]))

@@ -36,7 +36,7 @@ from examples.checkup.findings import Finding, examine, in_one_line
 from examples.checkup.invariance import embedder_findings, encode_findings, infill_findings
 from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
-from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
+from examples.checkup.round_trip import adapter_mode_findings, merge_findings, round_trip_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device, start
 from modeling_magnet.configuration_magnet import MODES
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
@@ -101,7 +101,7 @@ def plan(
     yield "encode, batch invariance", partial(encode_findings, model)
     yield "infill, batch invariance", partial(infill_findings, model)
     yield "adapter, merged", partial(merge_findings, model, folder)
-    yield "adapter, causal mode is the base", partial(bound_findings, model, opened.base)
+    yield "adapter, causal mode is the base", partial(adapter_mode_findings, model, opened.base)
     yield "saved and loaded", partial(round_trip_findings, model, folder)
     yield "files", partial(file_findings, opened)
     yield "sentence-transformers", partial(embedder_findings, opened)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 import modeling_magnet
-from examples.command_line import OneLineParser, add_dtype, add_model, at_least, check, start
+from examples.command_line import OneLineParser, add_dtype, add_model, at_least, raise_complaints, start
 from examples.corpus.encoding import ModelFacts, complaints_about, inspect_model
 from examples.corpus.reading import Corpus, describe_files, open_corpus
 from examples.corpus.workers import encode_chunks
@@ -89,7 +89,7 @@ def check_output(args: argparse.Namespace, folder: WorkFolder) -> None:
     for source in (*args.texts, args.model):
         if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
             complaints.append(f"`--output` {str(output)!r} is in {source!r}, which is read. Write it elsewhere.")
-    check(complaints)
+    raise_complaints(complaints)
 
 
 def describe_run(args: argparse.Namespace, corpus: Corpus, facts: ModelFacts) -> dict[str, Any]:

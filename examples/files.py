@@ -19,16 +19,11 @@ def open_bytes(file: Path) -> BinaryIO:
     return cast(BinaryIO, opener(file, "rb"))
 
 
-def open_text(file: Path, *, newline: str | None = None) -> TextIO:
-    """Read a UTF-8 text file, decompressed."""
-    return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
-
-
 @contextmanager
-def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+def open_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
     """Open a UTF-8 text file for a block that reads it to its end."""
     try:
-        with open_text(file, newline=newline) as stream:
+        with io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline) as stream:
             yield stream
     except UNREADABLE as error:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Training a decoder to generate, encode and infill at once."""
 
 from .corruption import CorruptionSettings
-from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
+from .data_collator import DataCollatorForMagnet
 from .datasets import load_texts, texts_to_blocks
 from .lora import LoraArguments, apply_lora
 from .magnet_trainer import MagnetTrainer
@@ -11,7 +11,6 @@ from .training_args import MagnetTrainingArguments
 __all__ = [
     "CorruptionSettings",
     "DataCollatorForMagnet",
-    "DataCollatorForPairs",
     "LoraArguments",
     "MagnetTrainer",
     "MagnetTrainingArguments",

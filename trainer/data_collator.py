@@ -101,7 +101,11 @@ class DataCollatorForMagnet:
             settings, seed: As in the class.
         """
         mask_token_id = MagnetSettings.of(model_config).mask_token_id
-        assert mask_token_id is not None, "checked by `check_run`"
+        if mask_token_id is None:
+            raise ValueError(
+                "`model_config` has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` from "
+                "a folder with its tokenizer, or set `model.tokenizer`."
+            )
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
         return cls(

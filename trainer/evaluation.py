@@ -169,7 +169,7 @@ def pair_metrics(
     sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
     for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
         inputs = send_to_device(batch["pairs"], accelerator.device)
-        for name, loss in pair_losses(model, inputs, head=head, args=args).items():
+        for name, loss in pair_losses(model, inputs, head=head, settings=args.contrastive_settings).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
     sums = sum_over_processes(sums, accelerator)

@@ -10,17 +10,18 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, temporary_folder: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` once it is complete on disk.
 
     Args:
         path (`Path`): The final path.
-        aside (`Path`, *optional*): Folder of the unfinished file, on the same file system; that of `path` by default.
+        temporary_folder (`Path`, *optional*): Folder of the temporary file, on the same file system; by default that
+            of `path`.
 
     Raises:
         OSError: If the file cannot be written, with its path and the free space.
     """
-    unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
+    unfinished = (path.parent if temporary_folder is None else temporary_folder) / f"{path.name}.unfinished"
     try:
         with open(unfinished, "wb") as file:
             yield file

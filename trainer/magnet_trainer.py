@@ -133,6 +133,7 @@ class MagnetTrainer(Trainer):
         self.pair_dataset: Any = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
         self.pair_collator = _collator_for_pairs(self.processing_class, args, pad_token_id=data_collator.pad_token_id)
+        self._contrastive_settings = args.contrastive_settings
         self._pair_stream = samplers.PairStream(pair_dataset, self.pair_collator, args=args)
         self._row_sampler: samplers.EpochRowSampler | None = None
 
@@ -277,7 +278,12 @@ class MagnetTrainer(Trainer):
                 losses[name] = scale * OBJECTIVES[name].loss(token_losses, num_items=items)
         if "pairs" in inputs:
             pair_losses = objectives.pair_losses(
-                model, inputs["pairs"], head=self.head, args=self.args, num_processes=self.accelerator.num_processes
+                model,
+                inputs["pairs"],
+                head=self.head,
+                settings=self._contrastive_settings,
+                num_processes=self.accelerator.num_processes,
+                process_index=self.args.process_index,
             )
             losses |= {name: pair_loss / self._num_micro_batches for name, pair_loss in pair_losses.items()}
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)

@@ -12,6 +12,7 @@ from modeling_magnet.publishing.card import CardFacts, write_card
 from modeling_magnet.sources_magnet import CARD, CONFIG, ModelSource
 
 from .sources import is_hub_id, local_files
+from .training_args import MagnetTrainingArguments
 
 # Metrics of an evaluation by their names in logs, with the card's metric type and description.
 _MEASURES = {
@@ -44,7 +45,7 @@ def run_card(
     model: Any,
     name: str,
     *,
-    args: Any,
+    args: MagnetTrainingArguments,
     log_history: Sequence[dict[str, Any]],
     merged: bool = False,
     recipe: Mapping[str, Any] | None = None,
@@ -56,7 +57,7 @@ def run_card(
     Args:
         model (`PreTrainedModel`): The model, without its peft wrapper.
         name (`str`): Directory or Hub id that the card's code examples name.
-        args (`TrainingArguments`): Arguments of the run.
+        args (`MagnetTrainingArguments`): Arguments of the run.
         log_history (`Sequence[dict]`): Logs of the trainer; the card reports the first and the last evaluation.
         merged (`bool`, defaults to `False`): Whether the card is for a model with merged adapters.
         recipe (`Mapping`, *optional*): Added to the arguments of the run.
@@ -70,7 +71,7 @@ def run_card(
     if origin is not None:
         values["base model"] = f"{Path(base_model).name}, a directory whose files name {origin}"
     values["training data"] = describe_data(train_texts)
-    values |= {key: getattr(args, key, None) for key in _RECIPE}
+    values |= {key: getattr(args, key) for key in _RECIPE}
     for adapter, config in (getattr(model, "peft_config", None) or {}).items():
         size = f"rank {getattr(config, 'r', None)}, alpha {getattr(config, 'lora_alpha', None)}"
         values[f"adapter {adapter}"] = f"{config.peft_type.value}, {size}"

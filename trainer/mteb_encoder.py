@@ -44,7 +44,7 @@ class MagnetEncoder(AbsEncoder):
         settings = model.magnet_settings
         self.prompts = {**PAPER_PROMPTS, **settings.prompts}
         self.default_prompt = self.prompts.get(settings.default_prompt_name or "", "")
-        self.model_prompts = self.prompts
+        self.model_prompts = self.prompts  # the name that MTEB's `get_prompt_name` reads
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": name or _name_of(model),

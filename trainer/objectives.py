@@ -27,6 +27,7 @@ from modeling_magnet.pooling_magnet import last_token_states
 from .distributed import gather_with_gradient
 
 Batch = Mapping[str, Any]
+Similarity = Literal["cosine", "dot"]
 
 
 # ---- Losses, summed in float32 even if the inputs have half precision ----
@@ -56,7 +57,7 @@ def sscl_loss(
     positives: Tensor,
     *,
     temperature: float,
-    similarity: Literal["cosine", "dot"] = "cosine",
+    similarity: Similarity = "cosine",
     targets: Tensor | None = None,
 ) -> Tensor:
     """Compute InfoNCE, where the positives of the other anchors are the negatives of an anchor.
@@ -193,6 +194,22 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
     return TargetLosses(dict(zip(labels, outputs.token_losses.unbind(), strict=True)), hits, hidden_states)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveSettings:
+    """Settings of the contrastive forward and of the losses of pairs.
+
+    Args:
+        temperature (`float`): Divides the similarity, > 0.
+        similarity (`str`): `"cosine"` or `"dot"`, see `sscl_loss`.
+        dropout (`float`), recompute (`bool`): See `contrastive_embeddings`.
+    """
+
+    temperature: float
+    similarity: Similarity
+    dropout: float
+    recompute: bool
+
+
 def contrastive_embeddings(
     model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, dropout: float = 0.0, recompute: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -249,24 +266,31 @@ def contrastive_embeddings(
 
 
 def pair_losses(
-    model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, args: Any, num_processes: int = 1
+    model: nn.Module,
+    pairs: dict[str, Any],
+    *,
+    head: nn.Module,
+    settings: ContrastiveSettings,
+    num_processes: int = 1,
+    process_index: int = 0,
 ) -> dict[str, Tensor]:
     """Return the loss `()` of each pair objective, of this process's anchors with the positives of all processes.
 
     Args:
         model, pairs, head: As for `contrastive_embeddings`.
-        args (`MagnetTrainingArguments`): Temperature, similarity, dropout and recomputation.
+        settings (`ContrastiveSettings`): Of the forward and of the losses.
         num_processes (`int`, defaults to 1): Number of processes that share positives as negatives.
+        process_index (`int`, defaults to 0): Rank of this process among them.
     """
     anchors, positives = contrastive_embeddings(
-        model, pairs, head=head, dropout=args.view_dropout, recompute=args.contrastive_recompute
+        model, pairs, head=head, dropout=settings.dropout, recompute=settings.recompute
     )
     positives, first = positives.float(), 0
     if num_processes > 1:
-        positives, first = gather_with_gradient(positives), args.process_index * len(anchors)
-    options = {
-        "temperature": args.temperature,
-        "similarity": "dot" if args.losses_as_printed else "cosine",
+        positives, first = gather_with_gradient(positives), process_index * len(anchors)
+    options: dict[str, Any] = {
+        "temperature": settings.temperature,
+        "similarity": settings.similarity,
         "targets": torch.arange(first, first + len(anchors), device=anchors.device),
     }
     return {name: entry.loss(anchors, positives, **options) for name, entry in pair_objectives().items()}

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
 from .sources import RowSource
+from .training_args import MagnetTrainingArguments
 
 # Orders are drawn by `row_generator`, too, with row numbers that no row has.
 _ORDER_OF_ROWS = -1
@@ -130,8 +131,10 @@ class PairStream:
         args (`MagnetTrainingArguments`): Seed, batch size and workers.
     """
 
-    def __init__(self, pairs: Any, collator: Callable[[list], dict[str, Any]], *, args: Any) -> None:
-        self.pairs, self.collator, self.args, self.seed = pairs, collator, args, args.order_seed
+    def __init__(
+        self, pairs: Any, collator: Callable[[list], dict[str, Any]], *, args: MagnetTrainingArguments
+    ) -> None:
+        self.pairs, self.collator, self.args = pairs, collator, args
         self.stop()
 
     def stop(self) -> None:
@@ -144,7 +147,7 @@ class PairStream:
         if not 0 <= self._next <= micro_batch:
             batches = pair_batches(
                 len(self.pairs),
-                seed=self.seed,
+                seed=self.args.order_seed,
                 batch_size=self.args.contrastive_batch_size,
                 first=micro_batch,
                 num_processes=self.args.world_size,

@@ -12,6 +12,7 @@ from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
 from .loss_phases import LossPhase, parse_phases
+from .objectives import ContrastiveSettings
 
 HeadKind = Literal["tanh", "keep", "none"]
 
@@ -171,6 +172,16 @@ class MagnetTrainingArguments(TrainingArguments):
     def corruption_settings(self) -> CorruptionSettings:
         """The corruption of training rows."""
         return CorruptionSettings(**{name: getattr(self, name) for name in CorruptionSettings.__dataclass_fields__})
+
+    @property
+    def contrastive_settings(self) -> ContrastiveSettings:
+        """The settings of the contrastive forward and of its loss."""
+        return ContrastiveSettings(
+            temperature=self.temperature,
+            similarity="dot" if self.losses_as_printed else "cosine",
+            dropout=self.view_dropout,
+            recompute=self.contrastive_recompute,
+        )
 
     @property
     def order_seed(self) -> int:

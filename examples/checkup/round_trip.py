@@ -96,7 +96,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
     return [judged(MERGED, good, f"largest differences, of the largest value: {detail} (limit {limit:g})")]
 
 
-def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
+def adapter_mode_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     """Compare causal logits with those of the base without the adapter."""
     modes = MagnetSettings.of(model.config).adapter_modes if model.has_adapter else None
     if modes is None:

@@ -108,7 +108,7 @@ class WorkFolder:
 
 def merge_parts(folder: WorkFolder, *, width: int, dtype: str, with_ids: bool) -> None:
     """Write the output file atomically."""
-    with atomic_write(folder.output, aside=folder.path) as file:
+    with atomic_write(folder.output, temporary_folder=folder.path) as file:
         if folder.output.suffix == ".npy":
             _merge_npy(file, folder, width=width, dtype=np.dtype(dtype))
         else:

@@ -11,7 +11,7 @@ from examples.demo.tables import render_heatmap
 
 
 @dataclass(frozen=True)
-class Likeness:
+class SimilarityTable:
     """Hold lines and the cosines of their embeddings.
 
     Args:
@@ -23,35 +23,35 @@ class Likeness:
     cosines: np.ndarray
 
 
-def compare_sentences(model: Any, text: object) -> Likeness:
+def compare_sentences(model: Any, text: object) -> SimilarityTable:
     """Compute the cosines between the embeddings of the lines of a text; empty lines are skipped."""
     given = checked_text(text, what="The list of lines")
     lines = [line.strip() for line in given.splitlines() if line.strip()]
     if not 2 <= len(lines) <= LIMITS.lines:
         raise ValueError(f"There are {len(lines)} lines of text; write 2 to {LIMITS.lines}, one text in each.")
     vectors = model.encode(lines, normalize_embeddings=True)
-    return Likeness(lines, vectors @ vectors.T)
+    return SimilarityTable(lines, vectors @ vectors.T)
 
 
-def render_likeness(likeness: Likeness) -> str:
+def render_similarities(similarities: SimilarityTable) -> str:
     """Render each line with its nearest neighbor, then a table of all cosines."""
     items = ""
-    for number, line in enumerate(likeness.lines):
-        others = likeness.cosines[number].copy()
+    for number, line in enumerate(similarities.lines):
+        others = similarities.cosines[number].copy()
         others[number] = -np.inf
         nearest = int(others.argmax())
         items += (
             f"<li>{html.escape(line)}<br><span class='note'>nearest: line {nearest + 1}, "
-            f"“{html.escape(likeness.lines[nearest])}” ({others[nearest]:.2f})</span></li>"
+            f"“{html.escape(similarities.lines[nearest])}” ({others[nearest]:.2f})</span></li>"
         )
     # Shades cover the range of cosines between different texts.
-    apart = likeness.cosines[~np.eye(len(likeness.cosines), dtype=bool)]
+    apart = similarities.cosines[~np.eye(len(similarities.cosines), dtype=bool)]
     least, most = float(apart.min()), float(apart.max())
-    numbers = [str(number) for number in range(1, len(likeness.lines) + 1)]
+    numbers = [str(number) for number in range(1, len(similarities.lines) + 1)]
     table = render_heatmap(
-        likeness.cosines.tolist(),
+        similarities.cosines.tolist(),
         caption=f"Cosine between lines; shades run from {least:.2f} to {most:.2f}",
-        rows=[f"{number} {_shortened(line)}" for number, line in zip(numbers, likeness.lines, strict=True)],
+        rows=[f"{number} {_shortened(line)}" for number, line in zip(numbers, similarities.lines, strict=True)],
         columns=numbers,
         corner="line",
         least=least,

@@ -19,7 +19,7 @@ from trainer.metrics import repetition_n, repetition_sentences
 
 
 @dataclass(frozen=True)
-class Written:
+class Progress:
     """Hold what has been written so far."""
 
     prompt: str
@@ -54,9 +54,9 @@ class _Stopped(StoppingCriteria):
         return torch.full((len(input_ids),), self.stop.is_set(), device=input_ids.device)  # type: ignore[return-value]
 
 
-def write_on(
+def stream_continuation(
     model: Any, prompt: object, *, new_tokens: object, temperature: object, stop: threading.Event
-) -> Generator[Written, None, None]:
+) -> Generator[Progress, None, None]:
     """Continue a prompt from left to right; closing the iterator stops the model."""
     given = checked_text(prompt, what="The prompt")
     number = checked_number(new_tokens, what="New tokens", least=1, most=LIMITS.new_tokens)
@@ -85,7 +85,7 @@ def write_on(
             if new is None:
                 break
             ids += new
-            yield Written(given, _text(tokenizer, row, ids), len(ids))
+            yield Progress(given, _text(tokenizer, row, ids), len(ids))
             if stop.is_set():  # tokens generated after a stop are not shown
                 break
         if stop.is_set():
@@ -96,7 +96,7 @@ def write_on(
             state = "stopped: the model's context is full"
         else:
             state = "finished"
-        yield Written(given, _text(tokenizer, row, ids), len(ids), state)
+        yield Progress(given, _text(tokenizer, row, ids), len(ids), state)
     finally:
         stop.set()
         writer.join()
@@ -152,31 +152,31 @@ class Runs:
             stop.set()
 
 
-def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, str]]:
+def show_stream(states: Generator[Progress, None, None]) -> Iterator[tuple[str, str]]:
     """Yield text and measures as they grow; an error replaces the text."""
     last = ""
     try:
         with closing(states):  # stops the model if the visitor leaves
-            for written in states:
-                last = render_text(written)
-                yield last, render_meters(written)
+            for progress in states:
+                last = render_text(progress)
+                yield last, render_meters(progress)
     except Exception as error:
         yield last + render_error(problem(error)), ""
 
 
-def render_text(written: Written) -> str:
+def render_text(progress: Progress) -> str:
     """Render prompt and continuation."""
-    state = "" if written.state == "writing" else f'<p class="note" role="status">{written.state}</p>'
-    return f'<p class="text">{html.escape(written.prompt)}<mark>{html.escape(written.text)}</mark></p>{state}'
+    state = "" if progress.state == "writing" else f'<p class="note" role="status">{progress.state}</p>'
+    return f'<p class="text">{html.escape(progress.prompt)}<mark>{html.escape(progress.text)}</mark></p>{state}'
 
 
-def render_meters(written: Written) -> str:
+def render_meters(progress: Progress) -> str:
     """Render how much of the continuation repeats itself."""
-    shares = {f"Rep-{n}": repetition_n(written.text, n=n) for n in (2, 3, 4)}
-    shares["Rep-Sen"] = repetition_sentences(written.text)
+    shares = {f"Rep-{n}": repetition_n(progress.text, n=n) for n in (2, 3, 4)}
+    shares["Rep-Sen"] = repetition_sentences(progress.text)
     items = "".join(
         f'<label>{name} <meter min="0" max="1" low="0.2" high="0.5" optimum="0" value="{share:.3f}"></meter> '
         f"<output>{share:.1%}</output></label>"
         for name, share in shares.items()
     )
-    return f'<div class="meters"><span>{written.tokens} tokens</span>{items}</div>'
+    return f'<div class="meters"><span>{progress.tokens} tokens</span>{items}</div>'

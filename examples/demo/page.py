@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
-from examples.demo.encode import compare_sentences, render_likeness
+from examples.demo.encode import compare_sentences, render_similarities
 from examples.demo.fills import TOKEN_STYLE
-from examples.demo.generate import Runs, show_writing, write_on
+from examples.demo.generate import Runs, show_stream, stream_continuation
 from examples.demo.infill import fill_text, render_filled
 from examples.demo.limits import LIMITS, shows_problems
 from modeling_magnet.configuration_magnet import MODES
@@ -46,12 +46,14 @@ class Handlers:
 
     def compare(self, text: object) -> str:
         """Return the similarities of lines."""
-        return render_likeness(compare_sentences(self.model, text))
+        return render_similarities(compare_sentences(self.model, text))
 
     def write(self, prompt: object, tokens: object, temperature: object, request: gr.Request) -> Iterator[Any]:
         """Yield a continuation as it grows."""
         stop = self.runs.begin(str(request.session_hash))
-        yield from show_writing(write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop))
+        yield from show_stream(
+            stream_continuation(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop)
+        )
 
     def stop(self, request: gr.Request) -> None:
         """End the continuation of a visitor who stops it or leaves."""

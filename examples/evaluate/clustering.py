@@ -36,7 +36,7 @@ from examples.evaluate.reading_options import (
 )
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
-from examples.files import data_file, whole_text
+from examples.files import data_file, open_text
 from trainer.files import parse_json
 
 # MTEB's sets have this number of subsets.
@@ -82,7 +82,7 @@ def _read_newsgroups(file: Path) -> list[LabeledText]:
     The file then has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
     """
     rows = []
-    with whole_text(file) as stream:
+    with open_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 values = parse_json(line)
@@ -98,7 +98,7 @@ def _read_newsgroups(file: Path) -> list[LabeledText]:
 
 def _read_titles(file: Path) -> list[LabeledText]:
     """Read titles and subjects from a tab-separated file with a header."""
-    with whole_text(file, newline="") as stream:
+    with open_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [LabeledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
     empty = next((number for number, row in enumerate(rows, start=2) if not all(row)), None)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 
-from examples.files import data_file, whole_text
+from examples.files import data_file, open_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -65,7 +65,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
     file = split_file(folder, split)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {file.name}, where the split {split} is looked for. Put it there.")
-    with whole_text(file) as lines:
+    with open_text(file) as lines:
         return list(read_lines(lines, name=str(file)))
 
 

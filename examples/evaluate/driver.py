@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from examples import models
-from examples.command_line import check
-from examples.evaluate.options import about_models
+from examples.command_line import raise_complaints
+from examples.evaluate.options import model_complaints
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def run(
     reasons = {record.question: record.unavailable for record in on_record}
     last = {record.place: record for record in on_record}
     identities: dict[str, dict[str, str | None]] = {}
-    check(about_models(args.model, lambda path: identities.setdefault(path, identify(path))))
+    raise_complaints(model_complaints(args.model, lambda path: identities.setdefault(path, identify(path))))
     records = []
     for name, path in args.model.items():
         asked = [

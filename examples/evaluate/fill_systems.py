@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from examples.command_line import check
+from examples.command_line import raise_complaints
 from examples.evaluate.prompted_infilling import (
     FEW_SHOT_FAMILIES,
     PROMPT_FAMILIES,
@@ -192,7 +192,7 @@ def _check_lengths(
 ) -> None:
     """Refuse prompts that the model cannot read, before anything is written."""
     over = {system.name: system.overflow(model, blanks, examples, new_tokens=new_tokens) for system in systems}
-    check(
+    raise_complaints(
         [
             f"The longest prompt of {name!r} exceeds the model's context by {tokens} tokens. Lower `--shots`, or name "
             "the others in `--systems`."

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, add_output_dir, at_least, check, require_extra, start
+from examples.command_line import OneLineParser, add_output_dir, at_least, raise_complaints, require_extra, start
 from examples.evaluate import options
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.driver import open_magnet, print_table
@@ -92,8 +92,8 @@ def _check_sample(args: argparse.Namespace) -> tuple[list[Any], dict[str, dict[s
     chosen = [system for system in systems if system.name in (args.systems or names)]
     identities: dict[str, dict[str, str | None]] = {}
     models = {system.model: args.model[system.model] for system in chosen}
-    complaints += options.about_models(models, identify)
-    check(complaints)
+    complaints += options.model_complaints(models, identify)
+    raise_complaints(complaints)
     identities = {role: identify(path) for role, path in models.items()}
     return chosen, identities
 

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import check, start
+from examples.command_line import raise_complaints, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.records import Record
 from examples.evaluate.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
@@ -132,8 +132,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         "WikiText": lambda: wikitext_source(args.data),
     }
     complaints += complaints_of({unit: sources[unit] for unit in args.units})
-    complaints += about_models(args.model, lambda path: _check_model(path, args))
-    check(complaints)
+    complaints += model_complaints(args.model, lambda path: _check_model(path, args))
+    raise_complaints(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

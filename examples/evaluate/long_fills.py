@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from examples.command_line import at_least, check, start
+from examples.command_line import at_least, raise_complaints, start
 from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
-from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
@@ -211,12 +211,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         complaints.append(
             f"`--chunks` has {wrong}; expected 1 to {args.span_tokens}, the tokens of a span. Leave them out."
         )
-    complaints += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
+    complaints += model_complaints({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
     if args.texts is None:
         complaints += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
     elif not is_hub_id(args.texts):
         complaints += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
-    check(complaints)
+    raise_complaints(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

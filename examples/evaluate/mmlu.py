@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import DatasetDict
 
-from examples.command_line import at_least, check, require_extra, start
+from examples.command_line import at_least, raise_complaints, require_extra, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
@@ -34,7 +34,7 @@ from examples.evaluate.mmlu_data import (
     only_errors,
     read_questions,
 )
-from examples.evaluate.options import about_models, add_batch_size, add_limit, make_parser, parse
+from examples.evaluate.options import add_batch_size, add_limit, make_parser, model_complaints, parse
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
@@ -188,13 +188,13 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the named models."""
     args = parse_arguments(arguments)
     require_extra("eval", "lm_eval.models.huggingface")
-    complaints, questions = about_models(args.model, lambda path: _check_model(path, args)), None
+    complaints, questions = model_complaints(args.model, lambda path: _check_model(path, args)), None
     if args.data is not None:
         try:
             questions = read_questions(args.data)
         except ValueError as error:
             complaints.append(f"`--data`: {error}")
-    check(complaints)
+    raise_complaints(complaints)
     return run(TABLE, args, make_units(args, questions), open_model=open_reader)
 
 

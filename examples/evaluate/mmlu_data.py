@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from examples.files import data_file, whole_text
+from examples.files import data_file, open_text
 from trainer.files import parse_json
 
 if TYPE_CHECKING:  # of the extra `eval`; imported where it is used
@@ -95,7 +95,7 @@ def read_questions(folder: Path) -> dict[str, DatasetDict]:
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {subject: {} for subject in subjects}
     for split, name in FILE_NAMES.items():
         file = _find(folder, name)
-        with whole_text(file) as stream:
+        with open_text(file) as stream:
             for number, line in enumerate(stream, start=1):
                 row = _question(line)
                 if row is None or row["subject"] not in rows:

@@ -13,9 +13,9 @@ from examples.command_line import (
     add_dtype,
     add_model,
     at_least,
-    check,
     choose_device,
     named_items,
+    raise_complaints,
 )
 from examples.models import is_here, offline_where_unreachable
 
@@ -99,7 +99,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     complaints += faults
     if args.data is not None and not args.data.is_dir():
         complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
-    check(complaints)
+    raise_complaints(complaints)
     if args.data is None or not all(map(is_here, args.model.values())):
         offline_where_unreachable()
     return args
@@ -116,6 +116,6 @@ def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
     return complaints
 
 
-def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
+def model_complaints(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
     """Return what `look` finds wrong with the models, before weights are read."""
     return complaints_of({f"`--model` {name}": partial(look, path) for name, path in models.items()})

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from examples.command_line import check, require_extra
+from examples.command_line import raise_complaints, require_extra
 from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (
@@ -98,7 +98,7 @@ def by_reading(
             complaints.append(
                 f"`--pooling` is {group.pooling!r}; the reading {group.reading} has {', '.join(poolings)}. Pass one."
             )
-    check(complaints)
+    raise_complaints(complaints)
     if "encoder" in groups:
         require_extra("eval", "sentence_transformers")
     return list(groups.values())

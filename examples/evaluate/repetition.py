@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import check, start
+from examples.command_line import raise_complaints, start
 from examples.evaluate import stories, wikitext
 from examples.evaluate.continuing import continue_texts
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.options import (
-    about_models,
     add_batch_size,
     add_limit,
     add_max_new_tokens,
     complaints_of,
     make_parser,
+    model_complaints,
     parse,
 )
 from examples.evaluate.records import Record
@@ -134,9 +134,9 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     add_max_new_tokens(parser, "continuation")
     add_batch_size(parser, "continuations at once")
     args = parse(parser, arguments)
-    complaints = about_models(args.model, lambda path: _check_model(path, args))
+    complaints = model_complaints(args.model, lambda path: _check_model(path, args))
     complaints += complaints_of({name: partial(corpus.source, args.data) for name, corpus in CORPORA.items()})
-    check(complaints)
+    raise_complaints(complaints)
     units = [
         Unit(
             name,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, add_output_dir, check, named_items, require_extra, start
+from examples.command_line import OneLineParser, add_output_dir, named_items, raise_complaints, require_extra, start
 from examples.evaluate.options import add_results
 from examples.evaluate.reporting.blocks import Page
 from examples.evaluate.reporting.cells import Results, read_results
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> Page:
             studies[name] = read_results(Path(folder), option)
         except ValueError as error:
             complaints.append(str(error))
-    check(complaints)
+    raise_complaints(complaints)
     results = studies.pop("")
     notes = args.notes.read_text(encoding="utf-8") if args.notes is not None else None
     page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=args.name, compared=studies)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import at_least, check, start
+from examples.command_line import at_least, raise_complaints, start
 from examples.evaluate import options
 from examples.evaluate.continuing import continue_texts
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     args = options.parse(parser, arguments)
     rows = {system.name for system in fill_systems(shots=args.shots)} - {MAGNET}
     if taken := sorted(rows & args.model.keys()):
-        check([f"`--model` has {taken}, the names of rows of the table. Give the models other names."])
+        raise_complaints([f"`--model` has {taken}, the names of rows of the table. Give the models other names."])
     texts = read_texts(args)
 
     open_once = lru_cache(maxsize=1)(lambda path: open_magnet(path, args))  # several rows share one model

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import check, require_extra, start
+from examples.command_line import raise_complaints, require_extra, start
 from examples.evaluate.driver import Measurement, Unit, run
 from examples.evaluate.human_scores import mcnemar
-from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
@@ -116,12 +116,12 @@ def print_tests(records: Sequence[Record]) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse invalid arguments before weights are read."""
-    complaints = about_models(args.model, open_without_weights)
+    complaints = model_complaints(args.model, open_without_weights)
     if args.data is None:
         complaints.append("`--data` is left out, but Story Cloze is not on the Hub. Name the folder that has it.")
     else:
         complaints += complaints_of({"`--data`": lambda: find_file(args.data, FILE_NAMES["story_cloze"])})
-    check(complaints)
+    raise_complaints(complaints)
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:

@@ -34,7 +34,7 @@ from examples.evaluate.reading_options import (
 )
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
-from examples.files import data_file, whole_text
+from examples.files import data_file, open_text
 from modeling_magnet.pooling_magnet import similarity_pairs
 
 _USUAL = ("sentence1", "sentence2", "score")
@@ -90,7 +90,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
 def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
     """Yield the pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
     is_tsv = ".tsv" in file.suffixes
-    with whole_text(file, newline="") as stream:
+    with open_text(file, newline="") as stream:
         # A quotation mark in a tab-separated file belongs to the sentence.
         lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
         places = (0, 1, 2)

@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import at_least, check, named_items, start
+from examples.command_line import at_least, named_items, raise_complaints, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.records import Record
 from examples.evaluate.span_rows import SpanRow, span_logprobs
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
@@ -79,8 +79,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         faults.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
     faults += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
     faults += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
-    faults += about_models(args.model, lambda path: _check_model(path, args))
-    check(faults)
+    faults += model_complaints(args.model, lambda path: _check_model(path, args))
+    raise_complaints(faults)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

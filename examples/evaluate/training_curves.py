@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, check, named_items, start
+from examples.command_line import OneLineParser, named_items, raise_complaints, start
 from examples.evaluate.options import add_replica, add_results
 from examples.evaluate.records import Record, RecordFile, answered
 from trainer.files import parse_json
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
             records += curve_records(name, Path(folder), replica=args.replica)
         except ValueError as error:
             complaints.append(f"`--runs` {name}: {error}")
-    check(complaints)
+    raise_complaints(complaints)
     file = RecordFile(args.results, TABLE)
     known = answered(file.read())
     new = [record for record in records if record.question not in known]

@@ -8,7 +8,7 @@ WikiText-2 and WikiText-103, become an ordinary word: models have a control toke
 import re
 from pathlib import Path
 
-from examples.files import data_file, whole_text
+from examples.files import data_file, open_text
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -91,5 +91,5 @@ def find_file(folder: Path, name: str) -> Path:
 
 def read_text(file: Path) -> str:
     """Read a text file, plain, `.gz` or `.xz`."""
-    with whole_text(file, newline="") as stream:
+    with open_text(file, newline="") as stream:
         return stream.read()

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import at_least, check, require_extra, start
+from examples.command_line import at_least, raise_complaints, require_extra, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
-from examples.evaluate.options import about_models, add_batch_size, make_parser, parse
+from examples.evaluate.options import add_batch_size, make_parser, model_complaints, parse
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import READINGS, SHIFTS, WordStates, open_reader, reading_of, tabulate
 from modeling_magnet.words_magnet import Shift
@@ -162,8 +162,8 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     require_extra("eval", "evaluate", "seqeval")
     complaints = missing_files(args.data) if args.data is not None else []
     readings: dict[str, str] = {}
-    complaints += about_models(args.model, lambda path: readings.setdefault(path, reading_of(path, args.reading)))
-    check(complaints)
+    complaints += model_complaints(args.model, lambda path: readings.setdefault(path, reading_of(path, args.reading)))
+    raise_complaints(complaints)
     return args, {name: readings[path] for name, path in args.model.items()}
 
 

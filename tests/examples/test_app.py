@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
-from examples.demo.generate import show_writing, write_on
+from examples.demo.generate import show_stream, stream_continuation
 from examples.demo.infill import fill_text, render_filled
 from examples.demo.limits import shows_problems
 from examples.demo.page import Handlers
@@ -81,7 +81,7 @@ def test_hostile_text_is_escaped_in_every_tab(tiny_model):
         shows_problems(handlers.fill)(f"{HOSTILE}", "set", 2, 2),
         shows_problems(handlers.attend)(short, "infill", 1, 1),
         list(
-            show_writing(write_on(tiny_model, HOSTILE, new_tokens=4, temperature=0, stop=threading.Event()))
+            show_stream(stream_continuation(tiny_model, HOSTILE, new_tokens=4, temperature=0, stop=threading.Event()))
         )[-1][0],
     ]  # fmt: skip
     for page in pages:
@@ -112,7 +112,7 @@ def test_model_is_built_once_and_a_killed_build_is_ignored(tmp_path, capfd):
 
 
 def test_streamed_tokens_equal_generate(tiny_model):
-    states = list(write_on(tiny_model, "Tom fell", new_tokens=12, temperature=0, stop=threading.Event()))
+    states = list(stream_continuation(tiny_model, "Tom fell", new_tokens=12, temperature=0, stop=threading.Event()))
     ids = tiny_model.tokenizer("Tom fell", return_tensors="pt", return_token_type_ids=False)
     output = tiny_model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert [state.tokens for state in states[:-1]] == list(range(1, len(output) + 1))
@@ -128,12 +128,14 @@ def writers():
 
 def test_stop_and_disconnect_end_generation(tiny_model):
     stop = threading.Event()
-    running = write_on(tiny_model, "Tom fell", new_tokens=200, temperature=1.5, stop=stop)
+    running = stream_continuation(tiny_model, "Tom fell", new_tokens=200, temperature=1.5, stop=stop)
     next(running)
     stop.set()
     last = list(running)[-1]
     assert last.state == "stopped" and last.tokens < 200
-    shown = show_writing(write_on(tiny_model, "Tom", new_tokens=200, temperature=1.5, stop=threading.Event()))
+    shown = show_stream(
+        stream_continuation(tiny_model, "Tom", new_tokens=200, temperature=1.5, stop=threading.Event())
+    )
     next(shown)
     assert writers()
     shown.close()
@@ -142,8 +144,8 @@ def test_stop_and_disconnect_end_generation(tiny_model):
 
 def test_errors_while_writing_are_shown_to_the_visitor(tiny_model, capsys):
     tiny_model.model.layers[0] = None
-    states = write_on(tiny_model, "a", new_tokens=3, temperature=0, stop=threading.Event())
-    ((text, _),) = show_writing(states)
+    states = stream_continuation(tiny_model, "a", new_tokens=3, temperature=0, stop=threading.Event())
+    ((text, _),) = show_stream(states)
     assert "Something went wrong on the server" in text
     assert "Traceback" in capsys.readouterr().err
 

@@ -73,9 +73,9 @@ def test_bound_adapter_that_changes_the_base_is_found(doctor_models, saved):
         weights["model.norm.weight"] += 1e-6
 
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
-    assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
+    assert round_trip.adapter_mode_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
     edit_weights(saved, move)
-    assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
+    assert round_trip.adapter_mode_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
 
 
 def test_failing_check_becomes_a_failed_row_after_earlier_findings():
