@@ -79,7 +79,7 @@ class _Parser(HfArgumentParser):
 
 @dataclass
 class AdaptArguments:
-    """Hold the options that select the model, the texts and the pairs."""
+    """The options that select the model, the texts and the pairs."""
 
     model_name_or_path: str = field(
         metadata={"help": "Directory or Hub id of a plain decoder or a MAGNET checkpoint, or gemma-3-270m."}

@@ -103,9 +103,9 @@ def how_likely(answer: dict[str, Any]) -> str:
     percent = 100 * math.exp(answer["logprob"])
     if percent >= SMALLEST_PERCENT:
         return f"{percent:5.1f} %"
-    told = f"{percent:.2g} %" if percent else "below 1e-300 %"
+    shown = f"{percent:.2g} %" if percent else "below 1e-300 %"
     each = 100 * math.exp(answer["mean_logprob"])
-    return f"{told}, {each:.1f} % a token" if each >= SMALLEST_PERCENT else told
+    return f"{shown}, {each:.1f} % a token" if each >= SMALLEST_PERCENT else shown
 
 
 def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:

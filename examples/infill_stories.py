@@ -4,7 +4,7 @@
     python examples/infill_stories.py --model DIR --texts stories.jsonl --output fills.jsonl --num_tokens auto \
         --num_return_sequences 3 --html fills.html
 
-Each row of the input has a text with blanks, `[blank]` unless told otherwise. The same command resumes an
+Each row of the input has a text with blanks, by default marked `[blank]`. The same command resumes an
 interrupted run. A row that cannot be filled is reported in its place and counted.
 """
 

@@ -11,7 +11,7 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
 # Long enough for a slow connection, shorter than one attempt of the libraries.
-SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def offline_where_unreachable() -> None:
     if constants.is_offline_mode():
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # errors of sockets, proxies, certificates and the HTTP client
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that are started from here

@@ -134,7 +134,7 @@ class PairStream:
     def __init__(
         self, pairs: Any, collator: Callable[[list], dict[str, Any]], *, args: MagnetTrainingArguments
     ) -> None:
-        self.pairs, self.collator, self.args = pairs, collator, args
+        self.pairs, self.collator, self.args, self.seed = pairs, collator, args, args.order_seed
         self.stop()
 
     def stop(self) -> None:
@@ -147,7 +147,7 @@ class PairStream:
         if not 0 <= self._next <= micro_batch:
             batches = pair_batches(
                 len(self.pairs),
-                seed=self.args.order_seed,
+                seed=self.seed,
                 batch_size=self.args.contrastive_batch_size,
                 first=micro_batch,
                 num_processes=self.args.world_size,

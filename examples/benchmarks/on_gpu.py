@@ -1,6 +1,6 @@
 """Run each benchmark at the size of 7B on a GPU, and compare the figures with their targets.
 
-    python examples/benchmarks/on_gpu.py --model DIR --texts FILE --pairs FILE --pair_label_column COLUMN
+    python examples/benchmarks/on_gpu.py --model DIR --texts FILE --pairs FILE
 
 Random weights of that shape are written once, with the tokenizer of the model; values do not change speed. Each
 benchmark runs in its own process, compares results before it times, and writes its own JSON; one that fails or takes
@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 Report = dict[str, Any]
 
 
-class Bar(NamedTuple):
+class Target(NamedTuple):
     """Compare a figure of a benchmark with its minimum; `None` if there is no target."""
 
     what: str
@@ -74,29 +74,28 @@ def decoding_share(report: Report) -> float:
 
 
 TRAINING = [
-    Bar("rows of MNTP and MSG: share of a large product's rate", 0.55, lambda r: training_share(r, ROWS)),
-    Bar("rows of MNTP and MSG, compiled: share", 0.55, lambda r: training_share(r, ROWS + COMPILED)),
-    Bar("joint step: share", None, lambda r: training_share(r, JOINT)),
-    Bar("joint step, compiled: share", None, lambda r: training_share(r, JOINT + COMPILED)),
-    Bar("runs of the paper's recipe an hour", 1 / 1.5, lambda r: recipes_an_hour(r, "")),
-    Bar("runs of the paper's recipe an hour, compiled", 1 / 1.5, lambda r: recipes_an_hour(r, COMPILED)),
-    Bar("tokens/s of MNTP alone over the joint step's", None, lambda r: r["ratios"][f"{MNTP} over {JOINT}"]),
+    Target("rows of MNTP and MSG: share of a large product's rate", 0.55, lambda r: training_share(r, ROWS)),
+    Target("rows of MNTP and MSG, compiled: share", 0.55, lambda r: training_share(r, ROWS + COMPILED)),
+    Target("joint step: share", None, lambda r: training_share(r, JOINT)),
+    Target("joint step, compiled: share", None, lambda r: training_share(r, JOINT + COMPILED)),
+    Target("runs of the paper's recipe an hour", 1 / 1.5, lambda r: recipes_an_hour(r, "")),
+    Target("runs of the paper's recipe an hour, compiled", 1 / 1.5, lambda r: recipes_an_hour(r, COMPILED)),
+    Target("tokens/s of MNTP alone over the joint step's", None, lambda r: r["ratios"][f"{MNTP} over {JOINT}"]),
 ]
-DECODING = [Bar("decoding, batch 1: share of the copying rate", 0.7, decoding_share)]
+DECODING = [Target("decoding, batch 1: share of the copying rate", 0.7, decoding_share)]
 ENCODING = [
-    Bar("encode, mixed lengths: share of a large product's rate", 0.6, encoding_share),
-    Bar("encode over sentence-transformers, its default batch size", None, lambda r: r["ratio_default"]),
-    Bar("encode over sentence-transformers, its best", None, lambda r: r["ratio_best"]),
+    Target("encode, mixed lengths: share of a large product's rate", 0.6, encoding_share),
+    Target("encode over sentence-transformers, its default batch size", None, lambda r: r["ratio_default"]),
+    Target("encode over sentence-transformers, its best", None, lambda r: r["ratio_best"]),
 ]
 
 
-def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list[Bar]]]:
-    """Return script, file suffix, options and bars of each benchmark, the most important first."""
+def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list[Target]]]:
+    """Return script, file suffix, options and targets of each benchmark, the most important first."""
     step = ["--texts", args.texts, "--pairs", args.pairs, "--torch_compile_backend", args.torch_compile_backend]
     step += ["--bf16", "--contrastive_recompute", "--batch_size", str(args.batch_size), "--rounds", "5"]
-    step += ["--pair_label_column", args.pair_label_column] if args.pair_label_column else []
     encode = ["--texts", args.texts, "--limit", str(args.limit), "--rounds", "3", "--batch_sizes", "32", "128"]
-    flex = [bar._replace(what=f"flex attention, {bar.what}", at_least=None) for bar in TRAINING[:2]]
+    flex = [target._replace(what=f"flex attention, {target.what}", at_least=None) for target in TRAINING[:2]]
     asked = [
         ("training_step", "", [*step, "--systems", JOINT, ROWS, MNTP], TRAINING),
         ("infill_decoding", "", ["--rounds", "5"], DECODING),
@@ -112,7 +111,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model(parser, help="directory or Hub id of the model whose tokenizer is used")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 for paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
     parser.add_argument("--batch_size", type=at_least(), default=32, help="rows per step")
     parser.add_argument("--limit", type=at_least(), default=1000, help="texts to embed")
@@ -142,16 +140,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
         path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=getattr(torch, args.dtype))
         print(f"weights of {args.shape} written after {time.monotonic() - started:.0f} s", flush=True)
-        for script, end, options, bars in benchmarks(args):
+        for script, end, options, targets in benchmarks(args):
             name = f"{args.name}_{script}{end}"
             call = [sys.executable, str(HERE / f"{script}.py"), "--model", path, "--device", args.device]
             call += ["--dtype", args.dtype, "--name", name, "--results", str(args.results), *options]
             left = args.seconds - (time.monotonic() - started)
             report = run(call, seconds=left, file=args.results / f"{name}.json")
             print(f"{name} ended after {time.monotonic() - started:.0f} s in all", flush=True)
-            for bar in bars:
-                figure = None if report is None else bar.figure(report)
-                table.append({"what": bar.what, "at_least": bar.at_least, "figure": figure, "file": f"{name}.json"})
+            for target in targets:
+                figure = None if report is None else target.figure(report)
+                row = {"what": target.what, "at_least": target.at_least, "figure": figure}
+                table.append({**row, "file": f"{name}.json"})
     print_table(table)
     file = args.results / f"{args.name}_all.json"
     whole = {"table": table, "seconds": time.monotonic() - started, "shape": args.shape}
@@ -186,10 +185,9 @@ def print_table(table: list[dict[str, Any]]) -> None:
     """Print the figures beside their targets."""
     print(f"\n{'':68s}{'at least':>10s}{'figure':>10s}")
     for row in table:
-        bar = "" if row["at_least"] is None else f"{row['at_least']:.2f}"
-        print(
-            f"{row['what']:68s}{bar:>10s}{'not run' if row['figure'] is None else format(row['figure'], '.3f'):>10s}"
-        )
+        target = "" if row["at_least"] is None else f"{row['at_least']:.2f}"
+        figure = "not run" if row["figure"] is None else f"{row['figure']:.3f}"
+        print(f"{row['what']:68s}{target:>10s}{figure:>10s}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 for paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
     names = list(KINDS)
     parser.add_argument(
@@ -166,7 +165,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         base = open_shaped(args, folder)
         model = apply_lora(base, LoraArguments(lora_r=args.lora_r))
         texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
-        pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.contrastive_batch_size)
+        pairs = load_pairs(args.pairs, limit=2 * args.contrastive_batch_size)
         blocks = texts_to_blocks(texts, base.tokenizer, max_length=args.max_length, concatenate=True)
         trainer = make_trainer(model, args, blocks, pairs, folder)
     trainer.model.train()

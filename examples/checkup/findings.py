@@ -11,7 +11,7 @@ LONGEST_MESSAGE = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Represent one row of the table."""
+    """One row of the table."""
 
     name: str
     outcome: Outcome

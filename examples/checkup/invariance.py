@@ -19,8 +19,8 @@ TEXTS = (
 BLANKS = (("The cat", " the mat."), ("She ate the apple", " for lunch, and the dog barked at the cat."), ("", " dog."))
 FILL_LENGTH = 4
 # Tolerance of float32 unit vectors; in half precision, the least cosine.
-VECTORS = 1e-5
-HALF_COSINE = 0.999
+VECTOR_TOLERANCE = 1e-5
+MIN_HALF_COSINE = 0.999
 
 
 def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> tuple[bool, str]:
@@ -31,11 +31,11 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
     """
     if dtype in (torch.float32, torch.float64):
         furthest = float(np.abs(first - second).max())
-        return furthest <= VECTORS, f"unit vectors differ by {furthest:.1e} (limit {VECTORS:.0e})"
+        return furthest <= VECTOR_TOLERANCE, f"unit vectors differ by {furthest:.1e} (limit {VECTOR_TOLERANCE:.0e})"
     # sentence-transformers normalizes in the model's own precision, so that lengths differ slightly from one.
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     cosine = float(((first * second).sum(-1) / lengths).min())
-    return cosine >= HALF_COSINE, f"cosine {cosine:.5f} or more (limit {HALF_COSINE})"
+    return cosine >= MIN_HALF_COSINE, f"cosine {cosine:.5f} or more (limit {MIN_HALF_COSINE})"
 
 
 def encode_findings(model: Any) -> list[Finding]:

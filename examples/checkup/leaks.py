@@ -24,10 +24,10 @@ DRAWS = 2
 PADS = 5
 # Largest movement of an unchanged state, relative to the largest value. Equal bits are expected in every precision;
 # if a back-end is not deterministic, its noise is measured and allowed.
-STILL = 1e-6
+TOLERANCE = 1e-6
 # The same for padded rows, because padding changes the order of sums.
-PADDED = {torch.float64: 1e-9, torch.float32: 1e-4}
-HALF_PADDED = 0.15
+PADDING_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF_PADDING_TOLERANCE = 0.15
 NOISE_FACTOR = 10
 
 
@@ -57,7 +57,6 @@ def reached_from(
     """Return the positions whose last state depends on a token through all layers.
 
     Example:
-
         >>> sorted(reached_from(2, mode="causal", segments=[0] * 6, windows=[2, 2]))
         [2, 3, 4]
         >>> sorted(reached_from(1, mode="infill", segments=[0, 1, 1, 0, 2], windows=[None]))
@@ -98,22 +97,23 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
     noise = NOISE_FACTOR * float((first - again).abs().max()) / scale
     # The largest movement over the draws for each changed token: (changed tokens, positions).
     moved = ((first - other).abs().amax(-1) / scale).view(len(CHANGED), DRAWS, LENGTH).amax(1)
-    still = max(STILL, noise)
+    tolerance = max(TOLERANCE, noise)
     faults, least, most = [], float("inf"), 0.0
     for movement, place in zip(moved.tolist(), CHANGED, strict=True):
         reached = reached_from(place, mode=mode, segments=SEGMENTS, windows=windows)
         blind = [position for position in sorted(reached) if not movement[position] > noise]
-        leaks = [position for position in range(LENGTH) if position not in reached and not movement[position] <= still]
+        unreached = [position for position in range(LENGTH) if position not in reached]
+        leaks = [position for position in unreached if not movement[position] <= tolerance]  # also a NaN
         if blind:
             faults.append(f"token {place} does not move {_ranges(blind)}, which must see it")
         if leaks:
             worst = max(movement[position] for position in leaks)
             faults.append(f"token {place} moves {_ranges(leaks)}, which must not see it, by {worst:.1e}")
         least = min([least, *(movement[position] for position in reached)])
-        most = max([most, *(movement[position] for position in range(LENGTH) if position not in reached)])
+        most = max([most, *(movement[position] for position in unreached)])
     figures = (
         f"{len(CHANGED)} of {LENGTH} tokens changed in turn: states that see them move by {least:.1e} or more, others "
-        f"by {most:.1e} or less (limit {still:.0e})"
+        f"by {most:.1e} or less (limit {tolerance:.0e})"
     )
     return [judged(f"leaks, {mode}, {backend}", not faults, "; ".join(faults) or figures)]
 
@@ -121,7 +121,7 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
 def padding_findings(model: Any, backend: str) -> list[Finding]:
     """Check that padding on either side, and its content, moves no state of a real token in any mode."""
     ids = _random_ids(model, DRAWS, LENGTH)
-    limit = PADDED.get(model.dtype, HALF_PADDED)
+    limit = PADDING_TOLERANCES.get(model.dtype, HALF_PADDING_TOLERANCE)
     contents, sides, noise = 0.0, 0.0, 0.0
     with attention_backend(model, backend):
         for mode in MODES:
@@ -132,12 +132,12 @@ def padding_findings(model: Any, backend: str) -> list[Finding]:
                 noise = max(noise, NOISE_FACTOR * float((padded[0] - padded[2]).abs().max()) / scale)
                 contents = max(contents, float((padded[0] - padded[1]).abs().max()) / scale)
                 sides = max(sides, float((padded[0] - unpadded).abs().max()) / scale)
-    still = max(STILL, noise)
+    tolerance = max(TOLERANCE, noise)
     detail = (
         f"{PADS} pads on either side, three modes: other ids in them move real states by {contents:.1e} (limit "
-        f"{still:.0e}), pads instead of none by {sides:.1e} (limit {limit:g})"
+        f"{tolerance:.0e}), pads instead of none by {sides:.1e} (limit {limit:g})"
     )
-    return [judged(f"padding, {backend}", contents <= still and sides <= limit, detail)]
+    return [judged(f"padding, {backend}", contents <= tolerance and sides <= limit, detail)]
 
 
 def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, content: int) -> torch.Tensor:
@@ -198,7 +198,6 @@ def _ranges(positions: list[int]) -> str:
     """Format positions and join consecutive ones.
 
     Example:
-
         >>> _ranges([0, 1, 2, 5])
         'positions 0-2, 5'
     """

@@ -18,7 +18,7 @@ Kind = Literal["plain decoder", "checkpoint", "adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Hold a model and where it came from."""
+    """A model and where it came from."""
 
     model: Any
     loading: dict[str, Any]

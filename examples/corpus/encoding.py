@@ -23,7 +23,7 @@ from modeling_magnet.tokenization_magnet import check_room, choose_prompt, conte
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """Hold facts about a model that are known before its weights are read."""
+    """Facts about a model that are known before its weights are read."""
 
     width: int  # numbers per stored vector
     prompt: str | None  # prepended to each text

@@ -49,7 +49,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Hold consecutive rows of a corpus that are encoded together."""
+    """Consecutive rows of a corpus that are encoded together."""
 
     index: int
     first_row: int

@@ -25,7 +25,7 @@ TITLES: dict[AttentionMode, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """Hold a text with filled blanks as the model reads it."""
+    """A text with filled blanks as the model reads it."""
 
     token_ids: list[int]
     segments: list[int]

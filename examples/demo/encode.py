@@ -12,7 +12,7 @@ from examples.demo.tables import render_heatmap
 
 @dataclass(frozen=True)
 class SimilarityTable:
-    """Hold lines and the cosines of their embeddings.
+    """Lines and the cosines of their embeddings.
 
     Args:
         lines (`list[str]`): The texts.

@@ -20,7 +20,7 @@ from trainer.metrics import repetition_n, repetition_sentences
 
 @dataclass(frozen=True)
 class Progress:
-    """Hold what has been written so far."""
+    """What has been written so far."""
 
     prompt: str
     text: str

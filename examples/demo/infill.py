@@ -17,7 +17,7 @@ BLANK = "[blank]"
 
 @dataclass(frozen=True)
 class Filled:
-    """Hold one text with filled blanks."""
+    """One text with filled blanks."""
 
     pieces: list[str]
     fills: list[list[dict[str, Any]]]

@@ -46,14 +46,14 @@ SUBJECT_LENGTHS = (11, 120)
 
 
 class LabeledText(NamedTuple):
-    """Hold a text and its topic."""
+    """A text and its topic."""
 
     text: str
     label: str
 
 
 class Subset(NamedTuple):
-    """Hold texts that are clustered together."""
+    """Texts that are clustered together."""
 
     texts: list[str]
     labels: list[str]
@@ -214,7 +214,7 @@ def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Meas
     )
 
 
-def units(args: argparse.Namespace) -> list[Unit]:
+def make_units(args: argparse.Namespace) -> list[Unit]:
     """Return one cell per set."""
     return [
         Unit(
@@ -244,7 +244,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the named models."""
-    return run_readings("clustering", parse_arguments(arguments), units)
+    return run_readings("clustering", parse_arguments(arguments), make_units)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _DOCUMENT_START = "-DOCSTART-"
 
 
 class TaggedSentence(NamedTuple):
-    """Hold words with one tag per task; spans are in IOB2."""
+    """Words with one tag per task; spans are in IOB2."""
 
     words: list[str]
     chunking: list[str]
@@ -107,7 +107,6 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
     """Convert the tags of one sentence to IOB2, with `B-` at the beginning of every span.
 
     Example:
-
         >>> to_iob2(["I-LOC", "B-LOC", "I-LOC", "I-PER", "O", "I-PER"])
         ['B-LOC', 'B-LOC', 'I-LOC', 'B-PER', 'O', 'B-PER']
     """

@@ -23,7 +23,7 @@ from modeling_magnet.tokenization_magnet import (
 
 
 class Continuation(NamedTuple):
-    """Hold the text written after a prefix."""
+    """The text written after a prefix."""
 
     text: str
     token_ids: list[int]  # without the token that ended it

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from examples import models
 from examples.command_line import raise_complaints
 from examples.evaluate.options import model_complaints
-from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
+from examples.evaluate.records import Record, RecordFile, conditions, identify, measured_records
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class NotAvailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Hold the figures of one cell; see `Record` for the fields."""
+    """The figures of one cell; see `Record` for the fields."""
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
@@ -78,37 +78,29 @@ def run(
     """
     file = RecordFile(args.results, table)
     on_record = file.read()
-    known = {} if args.again else answered(on_record)
-    reasons = {record.question: record.unavailable for record in on_record}
-    last = {record.place: record for record in on_record}
+    known = {} if args.again else measured_records(on_record)
+    reasons = {record.measurement_key: record.unavailable for record in on_record}
+    last = {record.cell_key: record for record in on_record}
     identities: dict[str, dict[str, str | None]] = {}
     raise_complaints(model_complaints(args.model, lambda path: identities.setdefault(path, identify(path))))
     records = []
     for name, path in args.model.items():
-        asked = [
-            Record(
-                table=table,
-                system=name,
-                unit=unit.name,
-                settings={**unit.settings, "dtype": args.dtype, "preset": args.preset},
-                model=identities[path],
-                seed=args.seed,
-                replica=args.replica,
-                step=args.step,
-            )
-            for unit in units
-        ]
-        model = open_model(path, args) if any(record.question not in known for record in asked) else None
+        shared = {"table": table, "system": name, "model": identities[path]}
+        shared |= {key: getattr(args, key) for key in ("seed", "replica", "step")}
+        preset = {"dtype": args.dtype, "preset": args.preset}
+        asked = [Record(**shared, unit=unit.name, settings={**unit.settings, **preset}) for unit in units]
+        model = open_model(path, args) if any(record.measurement_key not in known for record in asked) else None
         bar = tqdm(zip(units, asked, strict=True), total=len(units), desc=f"{table}: {name}", unit="cell")
         for unit, record in bar:
             bar.set_postfix_str(unit.name)
-            if record.question in known:
-                record = known[record.question]
+            if record.measurement_key in known:
+                record = known[record.measurement_key]
                 # A later record with other settings may have replaced this cell.
-                is_news = last[record.place].question != record.question or last[record.place].unavailable is not None
+                shown = last[record.cell_key]
+                is_news = shown.measurement_key != record.measurement_key or shown.unavailable is not None
             else:
                 record = _measured(unit, record, model, device=args.device)
-                is_news = record.unavailable is None or record.unavailable != reasons.get(record.question)
+                is_news = record.unavailable is None or record.unavailable != reasons.get(record.measurement_key)
             if is_news:
                 file.append(record)
             records.append(record)

@@ -41,7 +41,7 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 class StoryBlank(NamedTuple):
-    """Hold a story without one of its sentences; `prefix`, a space, `truth` and `suffix` join to the story."""
+    """A story without one of its sentences; `prefix`, a space, `truth` and `suffix` join to the story."""
 
     prefix: str
     truth: str
@@ -68,8 +68,8 @@ class FillSystem:
         """Return by how many tokens the longest prompt and its answer exceed the context; 0 if all fit."""
         if self.family is None:
             return 0  # `infill` itself refuses texts that are too long
-        asked = self._asked(model, examples)
-        texts = [asked.prompt(blank.prefix, blank.suffix) for blank in blanks]
+        infiller = self._infiller(model, examples)
+        texts = [infiller.prompt(blank.prefix, blank.suffix) for blank in blanks]
         rows = read_texts(model.tokenizer, texts).input_ids
         longest = len(bos_ids(model.tokenizer)) + max(map(len, rows), default=0) + new_tokens
         return max(longest - int(model.config.max_position_embeddings), 0)
@@ -89,11 +89,11 @@ class FillSystem:
         if self.family is None:
             written = model.infill(prefixes, suffixes, stop_at_sentence_end=True, **options)
         else:
-            written = self._asked(model, examples).infill(prefixes, suffixes, **options)
+            written = self._infiller(model, examples).infill(prefixes, suffixes, **options)
         return [first_sentence(text) for text in written]
 
-    def _asked(self, model: Any, examples: Sequence[SolvedBlank]) -> PromptedInfiller:
-        """Return the causal model that this system prompts."""
+    def _infiller(self, model: Any, examples: Sequence[SolvedBlank]) -> PromptedInfiller:
+        """Wrap the causal model that this system prompts."""
         assert self.family is not None
         return PromptedInfiller(model, model.tokenizer, family=self.family, examples=examples[: self.shots])
 

@@ -26,7 +26,7 @@ from examples.evaluate.annotation_form import make_form, read_answers, read_key,
 from examples.evaluate.driver import open_magnet, print_table
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_blanks, fill_all, fill_systems
 from examples.evaluate.human_scores import CONFIDENCE, RESAMPLES, answers_by_system, overall_agreement, score_systems
-from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
+from examples.evaluate.records import Record, RecordFile, conditions, identify, measured_records
 from examples.evaluate.stories import TITLES, read_stories, stories_source
 from trainer.files import atomic_write
 
@@ -90,7 +90,6 @@ def _check_sample(args: argparse.Namespace) -> tuple[list[Any], dict[str, dict[s
     if unknown := sorted(set(args.systems or names) - set(names)):
         complaints.append(f"`--systems` has {unknown}; expected some of {names}.")
     chosen = [system for system in systems if system.name in (args.systems or names)]
-    identities: dict[str, dict[str, str | None]] = {}
     models = {system.model: args.model[system.model] for system in chosen}
     complaints += options.model_complaints(models, identify)
     raise_complaints(complaints)
@@ -105,7 +104,7 @@ def score(args: argparse.Namespace) -> list[Record]:
     answers = read_answers(key, args.answers)
     given = json.dumps({name: answers[name] for name in sorted(answers)}, sort_keys=True)
     file = RecordFile(args.results, "people")
-    on_record = answered(file.read())
+    on_record = measured_records(file.read())
     settings, stories = key["settings"], key["settings"]["number"]
     records = []
     for system, metrics in score_systems(answers_by_system(key, answers), seed=args.seed).items():
@@ -130,9 +129,9 @@ def score(args: argparse.Namespace) -> list[Record]:
             ],
             **conditions("cpu"),
         )
-        if record.question not in on_record:
+        if record.measurement_key not in on_record:
             file.append(record)
-        records.append(on_record.get(record.question, record))
+        records.append(on_record.get(record.measurement_key, record))
     print_table(records)
     kappa = overall_agreement(key, answers)
     print(f"\nCohen's kappa over all items, mean over pairs of annotators: {'-' if kappa is None else f'{kappa:.3f}'}")

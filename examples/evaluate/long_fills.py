@@ -43,7 +43,7 @@ TEXT_CHARACTERS = 4000
 
 
 class HeldOutSpan(NamedTuple):
-    """Hold a span of a text and its surroundings."""
+    """A span of a text and its surroundings."""
 
     prefix: str
     truth: str
@@ -110,7 +110,7 @@ def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutS
 
 
 class Judge:
-    """Hold the model that reads the fills, opened for the first unit, and the spans in each model's tokens."""
+    """The model that reads the fills, opened for the first unit, and the spans in each model's tokens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args

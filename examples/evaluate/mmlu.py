@@ -71,7 +71,7 @@ class CausalLM(HFLM):
 
 @dataclass
 class OpenedModel:
-    """Hold a model for all columns, with the groups that this run has measured."""
+    """A model for all columns, with the groups that this run has measured."""
 
     lm: CausalLM
     path: str

@@ -81,7 +81,7 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
     manager = task_manager()
     loaded = Group.from_config(manager.task_index[group].cfg)
     for subject, config in task_configs(manager, group).items():
-        source = {} if questions is None else {"custom_dataset": _giver(questions[subject])}
+        source = {} if questions is None else {"custom_dataset": _loader_of(questions[subject])}
         with only_errors():
             (task,) = manager.load({**config, **source})["tasks"].values()
         loaded.add(task)
@@ -140,13 +140,13 @@ def name_questions(questions: dict[str, DatasetDict] | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
-    """Return the function that lm-eval calls, with the task's metadata, instead of loading from the Hub."""
+def _loader_of(rows: DatasetDict) -> Callable[..., DatasetDict]:
+    """Return the function that lm-eval calls with the task's metadata to load the questions."""
 
-    def give(**metadata: Any) -> DatasetDict:
+    def load(**metadata: Any) -> DatasetDict:
         return rows
 
-    return give
+    return load
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Infill with any causal language model as a baseline, by continuing the left context or by the paper's prompts.
+"""Infill in causal mode as a baseline, by continuing the left context or by the paper's prompts.
 
 `PromptedInfiller` has the methods `infill` and `score_infill` of MAGNET models.
 """
@@ -28,8 +28,7 @@ PromptFamily = Literal["left_to_right", "blank", "contextual", "prefix_suffix", 
 PROMPT_FAMILIES: tuple[PromptFamily, ...] = get_args(PromptFamily)
 # Families with few-shot examples in the paper.
 FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
-# Limits of a scoring forward: tokens, and logits of a stock class, which computes them for all tokens.
-SCORED_TOKENS, SCORED_LOGITS = 2048, 2**27
+SCORED_TOKENS = 2048  # limit of a scoring forward
 
 
 class SolvedBlank(NamedTuple):
@@ -98,7 +97,7 @@ class PromptedInfiller:
     """Infill and score fills with a causal model.
 
     Args:
-        model (`PreTrainedModel`): Any causal language model.
+        model (`PreTrainedModel`): A MAGNET model or a plain decoder opened as one; it is only used in causal mode.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         family (`str`): `"left_to_right"` continues the prefix and ignores the suffix; the others are prompts.
         examples (`Sequence[SolvedBlank]`): Few-shot examples before the prompt; five in the paper.
@@ -106,7 +105,6 @@ class PromptedInfiller:
     Source: Khosla et al. 2025, Table 5 and its prompts.
 
     Example:
-
         >>> print(PROMPTS["prefix_suffix"]("Tom fell.", "He cried."))
         Given the prefix and the suffix, generate the middle sentence.
         Prefix: Tom fell.
@@ -205,7 +203,8 @@ class PromptedInfiller:
         candidates: Any = [fills] if single else fills
         if with_suffix and self.family != "left_to_right":
             raise ValueError(
-                f"`with_suffix` requires 'left_to_right'; a prompt of {self.family!r} contains the suffix."
+                f"`with_suffix` is true, but the prompt of {self.family!r} contains the suffix. Omit it, or use the "
+                "family 'left_to_right'."
             )
         rows: list[tuple[list[int], list[int]]] = []
         for before, fills_of_text, after in zip(prefixes, candidates, suffixes, strict=True):
@@ -215,10 +214,7 @@ class PromptedInfiller:
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
                 rows.append((front, fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)))
         logprobs: list[list[float]] = [[] for _ in rows]
-        budget = SCORED_TOKENS
-        if not hasattr(self.model, "magnet_settings"):
-            budget = max(1, min(budget, SCORED_LOGITS // self.model.config.get_text_config().vocab_size))
-        batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=budget)
+        batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS)
         for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < PROGRESS_FROM_BATCHES):
             for index, values in zip(batch, self._score([rows[index] for index in batch]), strict=True):
                 logprobs[index] = values
@@ -238,17 +234,11 @@ class PromptedInfiller:
         """Return the log-probabilities of the second part of each row given the first."""
         batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        if hasattr(self.model, "magnet_settings"):  # computes logits in chunks
-            target_ids = batch["input_ids"].roll(-1, dims=1)
-            for row, (front, target) in enumerate(rows):
-                target_ids[row, : len(front) - 1] = IGNORE_INDEX
-                target_ids[row, len(front) + len(target) - 1 :] = IGNORE_INDEX
-            logprobs = -self.model(**batch, mode="causal", target_ids=target_ids, use_cache=False).token_losses
-        else:
-            logits = self.model(**batch, use_cache=False).logits[:, :-1]
-            labels = batch["input_ids"][:, 1:]
-            totals = torch.stack([row.float().logsumexp(-1) for row in logits])  # one copy of a row at a time
-            logprobs = logits.gather(-1, labels[..., None])[..., 0].float() - totals
+        target_ids = batch["input_ids"].roll(-1, dims=1)
+        for row, (front, target) in enumerate(rows):
+            target_ids[row, : len(front) - 1] = IGNORE_INDEX
+            target_ids[row, len(front) + len(target) - 1 :] = IGNORE_INDEX
+        logprobs = -self.model(**batch, mode="causal", target_ids=target_ids, use_cache=False).token_losses
         return [
             logprobs[row, len(front) - 1 : len(front) + len(target) - 1].tolist()
             for row, (front, target) in enumerate(rows)

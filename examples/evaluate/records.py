@@ -71,13 +71,13 @@ class Record:
     time: str = ""
 
     @property
-    def place(self) -> str:
-        """Return the cell of a table. A later record of the cell replaces it, even with other weights."""
+    def cell_key(self) -> str:
+        """Return what identifies the cell of a table. A later record replaces it, even with other weights."""
         return _key(self)
 
     @property
-    def question(self) -> str:
-        """Return what identifies the question: two records with the same question have the same answer."""
+    def measurement_key(self) -> str:
+        """Return what identifies the measurement: two records with the same key have the same figures."""
         return _key(self, self.settings, self.model)
 
 
@@ -125,14 +125,14 @@ def read_records(path: Path) -> Iterator[Record]:
             raise ValueError(f"Line {number} of {str(path)!r} is not a record ({error}). Remove it.") from error
 
 
-def answered(records: Sequence[Record]) -> dict[str, Record]:
-    """Return the newest record of each answered question."""
-    return {record.question: record for record in records if record.unavailable is None}
+def measured_records(records: Sequence[Record]) -> dict[str, Record]:
+    """Return the newest record of each measurement by its key, without those that were not available."""
+    return {record.measurement_key: record for record in records if record.unavailable is None}
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
     """Return the newest record of each cell."""
-    return list({record.place: record for record in records}.values())
+    return list({record.cell_key: record for record in records}.values())
 
 
 def identify(model: str) -> dict[str, str | None]:

@@ -42,7 +42,7 @@ POOLINGS = {
 
 
 class EchoRow(NamedTuple):
-    """Hold a text twice as tokens."""
+    """A text twice as tokens."""
 
     ids: list[int]  # BOS if the tokenizer adds one, template and texts; no EOS
     start: int  # position of the first token of the second occurrence, which extends to the row's end
@@ -80,7 +80,6 @@ def echo_frame(prompt: str) -> tuple[str, str]:
     """Return the text before a sentence, and between its two occurrences.
 
     Example:
-
         >>> echo_frame("Retrieve semantically similar text: ")
         ('Instruct: Retrieve semantically similar text,\\nQuery: ', '\\nQuery again: ')
     """

@@ -45,7 +45,7 @@ BATCH_SIZE = 16
 
 
 class Texts(NamedTuple):
-    """Hold the texts to fill and to continue, with titles."""
+    """The texts to fill and to continue, with titles."""
 
     blanks: dict[str, StoryBlank]
     examples: list[SolvedBlank]

@@ -22,7 +22,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 class SpanRow(NamedTuple):
-    """Hold one text as tokens, and its missing spans."""
+    """One text as tokens, and its missing spans."""
 
     input_ids: list[int]
     spans: list[tuple[int, int]]  # half-open, ascending, none at position 0
@@ -102,7 +102,7 @@ def span_logprobs(
 
 
 class _RowInput(NamedTuple):
-    """Hold one row as model input; all arrays have the same length."""
+    """One row as model input; all arrays have the same length."""
 
     ids: list[int]
     positions: list[int]

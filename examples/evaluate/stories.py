@@ -38,7 +38,7 @@ _CLOZE_COLUMNS = (
 
 
 class ClozeStory(NamedTuple):
-    """Hold four sentences, a right fifth one and a wrong fifth one."""
+    """Four sentences, a right fifth one and a wrong fifth one."""
 
     first: list[str]
     right: str

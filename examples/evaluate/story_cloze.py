@@ -37,7 +37,7 @@ READINGS = {FIFTH: (INFILLING, LEFT), THIRD: (INFILLING, LEFT, OTHER_SUFFIX, LEF
 
 
 class Choice(NamedTuple):
-    """Hold a story with a blank and two candidates, the right one first."""
+    """A story with a blank and two candidates, the right one first."""
 
     prefix: str
     candidates: list[str]

@@ -49,7 +49,7 @@ class StsSet(NamedTuple):
 
 
 class StsPair(NamedTuple):
-    """Hold two sentences and their similarity as judged by people."""
+    """Two sentences and their similarity as judged by people."""
 
     sentence1: str
     sentence2: str
@@ -146,7 +146,7 @@ def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Meas
     return Measurement(metrics=metrics, counts={"pairs": len(pairs)})
 
 
-def units(args: argparse.Namespace) -> list[Unit]:
+def make_units(args: argparse.Namespace) -> list[Unit]:
     """Return one cell per set."""
     return [
         Unit(
@@ -181,7 +181,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the named models."""
-    return run_readings("sts", parse_arguments(arguments), units)
+    return run_readings("sts", parse_arguments(arguments), make_units)
 
 
 if __name__ == "__main__":

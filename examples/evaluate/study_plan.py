@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the result of `read_plan`; each of the `runs` comes after its base."""
+    """The result of `read_plan`; each of the `runs` comes after its base."""
 
     title: str
     base: str

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, named_items, raise_complaints, start
 from examples.evaluate.options import add_replica, add_results
-from examples.evaluate.records import Record, RecordFile, answered
+from examples.evaluate.records import Record, RecordFile, measured_records
 from trainer.files import parse_json
 
 REPORT = "adapt.json"
@@ -146,15 +146,15 @@ def main(arguments: list[str] | None = None) -> list[Record]:
             complaints.append(f"`--runs` {name}: {error}")
     raise_complaints(complaints)
     file = RecordFile(args.results, TABLE)
-    known = answered(file.read())
-    new = [record for record in records if record.question not in known]
+    known = measured_records(file.read())
+    new = [record for record in records if record.measurement_key not in known]
     for record in new:
         file.append(record)
     for record in records:
         figures = ", ".join(f"{metric} {value:.4f}" for metric, value in record.metrics.items())
         print(f"{record.system}, step {record.step}: {figures}")
     print(f"\n{TABLE}: OK ({len(records)} evaluations, {len(new)} of them new; {file.path})")
-    return [known.get(record.question, record) for record in records]
+    return [known.get(record.measurement_key, record) for record in records]
 
 
 if __name__ == "__main__":

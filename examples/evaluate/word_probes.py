@@ -47,7 +47,7 @@ Corpus = dict[str, list[TaggedSentence]]
 
 
 class FrozenStates:
-    """Hold the states of all words from one model: computed for the first probe, then shared without the model."""
+    """The states of all words from one model: computed for the first probe, then shared without the model."""
 
     def __init__(self, path: str, args: argparse.Namespace, *, reading: str, corpus: Callable[[], Corpus]) -> None:
         self.path, self.args, self.reading, self.corpus = path, args, reading, corpus

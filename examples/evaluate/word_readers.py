@@ -89,7 +89,7 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
 
 
 class WordStates(NamedTuple):
-    """Hold the states of the words of several sentences, concatenated."""
+    """The states of the words of several sentences, concatenated."""
 
     states: np.ndarray  # (num_words, hidden_size), float32
     bounds: np.ndarray  # (num_sentences + 1,): words bounds[i] to bounds[i + 1] are sentence i

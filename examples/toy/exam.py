@@ -51,7 +51,7 @@ def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """Hold the questions; each method asks a model in evaluation mode one of them."""
+    """The questions; each method asks a model in evaluation mode one of them."""
 
     tokenizer: PreTrainedTokenizerBase
     stories: list[Story]

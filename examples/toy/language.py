@@ -114,7 +114,7 @@ FACTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Hold a story in three parts that join exactly: `prefix + missing + suffix`."""
+    """A story in three parts that join exactly: `prefix + missing + suffix`."""
 
     prefix: str
     missing: str

@@ -23,7 +23,7 @@ Table = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Hold the models to ask, all in evaluation mode."""
+    """The models to ask, all in evaluation mode."""
 
     base: Any
     control: Any

@@ -35,7 +35,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Hold the sizes of corpus and training."""
+    """The sizes of corpus and training."""
 
     stories: int = 16_000
     pairs: int = 8_000
@@ -86,7 +86,7 @@ def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Material:
-    """Hold the training data and the questions."""
+    """The training data and the questions."""
 
     tokenizer: PreTrainedTokenizerFast
     exam: Exam

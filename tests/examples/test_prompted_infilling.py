@@ -1,17 +1,18 @@
-"""The prompted baselines: prompts of the paper, and scores against plain forwards of a stock Llama."""
+"""The prompted baselines: prompts of the paper, and scores against plain forwards."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from examples.evaluate.prompted_infilling import PROMPTS, PromptedInfiller, SolvedBlank
+from modeling_magnet import MagnetLlamaForCausalLM
 
 PREFIX, SUFFIX = "Tom fell. It hurt.", " He cried. Mom came."
 
 
 @pytest.fixture(scope="module")
-def stock(stories260k):
-    model = AutoModelForCausalLM.from_pretrained(stories260k).eval()
+def causal_model(stories260k):
+    model = MagnetLlamaForCausalLM.from_pretrained(stories260k).eval()
     return model, AutoTokenizer.from_pretrained(stories260k)
 
 
@@ -33,9 +34,9 @@ def test_prompt_adds_no_second_full_stop():
     assert PROMPTS["blank"]("Tom fell.", " He cried").split("\n")[0].endswith("text: Tom fell. _ He cried.")
 
 
-def test_examples_come_first_in_the_same_format(stock):
+def test_examples_come_first_in_the_same_format(causal_model):
     examples = [SolvedBlank("A cat.", " A dog.", "A cow."), SolvedBlank("Up.", "Left.", "Down.")]
-    infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
+    infiller = PromptedInfiller(*causal_model, family="prefix_suffix", examples=examples)
     blocks = infiller.prompt(PREFIX, SUFFIX).split("\n\n")
     assert blocks == [
         PROMPTS["prefix_suffix"]("A cat.", "A cow.") + " A dog.",
@@ -44,8 +45,8 @@ def test_examples_come_first_in_the_same_format(stock):
     ]
 
 
-def test_left_to_right_equals_greedy_generation(stock):
-    model, tokenizer = stock
+def test_left_to_right_equals_greedy_generation(causal_model):
+    model, tokenizer = causal_model
     infiller = PromptedInfiller(model, tokenizer)
     prefixes = [PREFIX, "Once upon a time"]
     fills = infiller.infill(prefixes, [SUFFIX, ""], max_new_tokens=8)
@@ -57,11 +58,11 @@ def test_left_to_right_equals_greedy_generation(stock):
 
 
 @pytest.mark.parametrize("family", ["blank", "contextual", "prefix_suffix", "line_by_line"])
-def test_the_answer_to_a_prompt_is_one_line_that_joins(stock, family):
-    fill = PromptedInfiller(*stock, family=family).infill(PREFIX, SUFFIX, max_new_tokens=12)
+def test_the_answer_to_a_prompt_is_one_line_that_joins(causal_model, family):
+    fill = PromptedInfiller(*causal_model, family=family).infill(PREFIX, SUFFIX, max_new_tokens=12)
     assert "\n" not in fill
     assert fill.startswith(" ")
-    spaced = PromptedInfiller(*stock, family=family).infill(PREFIX + " ", SUFFIX, max_new_tokens=12)
+    spaced = PromptedInfiller(*causal_model, family=family).infill(PREFIX + " ", SUFFIX, max_new_tokens=12)
     assert not spaced.startswith(" ")
 
 
@@ -75,8 +76,8 @@ def plain_logprob(model, tokenizer, front, target):
     return sum(logprobs[place - 1, ids[place]].item() for place in range(len(front_ids), len(ids)))
 
 
-def test_scores_are_those_of_plain_forwards(stock):
-    model, tokenizer = stock
+def test_scores_are_those_of_plain_forwards(causal_model):
+    model, tokenizer = causal_model
     fills = [" He was sad.", " The dog ran to the big red house."]
     infiller = PromptedInfiller(model, tokenizer)
     together = infiller.score_infill([PREFIX, "Once"], [fills, fills[:1]], [SUFFIX, SUFFIX])

@@ -40,9 +40,9 @@ def test_records_contain_metrics_without_timings(tmp_path):
         {key: 2 * value if "runtime" in key or "second" in key else value for key, value in log.items()} for log in LOG
     ]
     write_run(run, slower)
-    assert [record.question for record in training_curves.curve_records("MTP", run, replica=2)] == [
-        first.question,
-        second.question,
+    assert [record.measurement_key for record in training_curves.curve_records("MTP", run, replica=2)] == [
+        first.measurement_key,
+        second.measurement_key,
     ]
 
 

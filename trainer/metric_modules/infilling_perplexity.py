@@ -17,7 +17,6 @@ class InfillingPerplexity(evaluate.Metric):
     `score_infill`.
 
     Example:
-
         >>> values = InfillingPerplexity().compute(predictions=[[math.log(0.5), math.log(0.125)], [math.log(0.25)]])
         >>> round(values["infilling_perplexity"], 6), values["tokens"]
         (4.0, 3)

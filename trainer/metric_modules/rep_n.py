@@ -13,7 +13,6 @@ class RepN(evaluate.Metric):
     """Compute Rep-n, named `rep_<n>`.
 
     Example:
-
         >>> RepN().compute(predictions=["a b a b a b"], n=2)  # 5 bigrams, 2 of them unique
         {'rep_2': 0.6}
     """

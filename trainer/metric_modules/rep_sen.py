@@ -13,7 +13,6 @@ class RepSen(evaluate.Metric):
     """Compute Rep-Sen, named `rep_sen`.
 
     Example:
-
         >>> RepSen().compute(predictions=["It rained. It rained. It snowed. It rained."])
         {'rep_sen': 0.5}
     """

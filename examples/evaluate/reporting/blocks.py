@@ -10,7 +10,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 
 @dataclass(frozen=True)
 class Heading:
-    """Represent a heading; those of level 2 are listed in the table of contents."""
+    """A heading; those of level 2 are listed in the table of contents."""
 
     level: int
     text: str
@@ -18,7 +18,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """Represent a paragraph."""
+    """A paragraph."""
 
     text: str
     is_warning: bool = False
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    """Represent a list below a line of its own."""
+    """A list below a line of its own."""
 
     head: str
     items: Sequence[str]
@@ -34,7 +34,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """Represent a table; quoted rows look different from measured ones."""
+    """A table; quoted rows look different from measured ones."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -43,7 +43,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Details:
-    """Represent blocks that are folded below a line until a reader opens it."""
+    """Blocks that are folded below a line until a reader opens it."""
 
     head: str
     blocks: Sequence[Text | Bullets | Grid]
@@ -51,14 +51,14 @@ class Details:
 
 @dataclass(frozen=True)
 class Notes:
-    """Represent Markdown of the people who ran the study; the HTML page shows its source."""
+    """Markdown of the people who ran the study; the HTML page shows its source."""
 
     markdown: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Represent a figure as SVG."""
+    """A figure as SVG."""
 
     name: str
     caption: str
@@ -70,7 +70,7 @@ Block = Heading | Text | Bullets | Grid | Details | Notes | Picture
 
 @dataclass(frozen=True)
 class Page:
-    """Represent a page: a title, the blocks of the first screen, and the sections after the table of contents."""
+    """A page: a title, the blocks of the first screen, and the sections after the table of contents."""
 
     title: str
     opening: Sequence[Block]

@@ -21,7 +21,7 @@ USUAL = ("bidirectional", "magnet", "infill", "causal")
 
 @dataclass(frozen=True)
 class Value:
-    """Hold a measured figure: mean, standard deviation over `n` measurements, and the mean of each training."""
+    """A measured figure: mean, standard deviation over `n` measurements, and the mean of each training."""
 
     mean: float
     spread: float | None
@@ -36,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Results:
-    """Hold the newest record of each cell of a folder, and the problems of its files."""
+    """The newest record of each cell of a folder, and the problems of its files."""
 
     records: list[Record]
     problems: list[str] = field(default_factory=list)

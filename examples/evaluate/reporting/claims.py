@@ -33,7 +33,7 @@ FILLED, LEFT, BASE_FILLED = ("MAGNET, infill",), ("base, left", "base, causal"),
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold one comparison; `figures` are those of its terms, empty if one is missing."""
+    """One comparison; `figures` are those of its terms, empty if one is missing."""
 
     what: str
     outcome: Outcome
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold one claim with its comparisons; `in_short` is one sentence with their figures."""
+    """One claim with its comparisons; `in_short` is one sentence with their figures."""
 
     name: str
     question: str

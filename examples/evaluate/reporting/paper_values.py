@@ -23,7 +23,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Hold one row as printed."""
+    """One row as printed."""
 
     name: str
     answers: tuple[str, ...]
@@ -32,7 +32,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Hold one table of the paper."""
+    """One table of the paper."""
 
     name: str
     number: str
@@ -54,7 +54,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class PaperValues:
-    """Hold all tables and their source."""
+    """All tables and their source."""
 
     source: str
     model: str

@@ -40,7 +40,7 @@ BAR_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Panel:
-    """Hold one pair of axes of curves; `level` is the figure of the untrained base."""
+    """One pair of axes of curves; `level` is the figure of the untrained base."""
 
     title: str
     label: str

@@ -17,7 +17,7 @@ OURS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Hold one row, measured here or quoted; `missing` gives the reasons for missing figures."""
+    """One row, measured here or quoted; `missing` gives the reasons for missing figures."""
 
     name: str
     origin: str
@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table with all that a reader needs to judge it."""
+    """A table with all that a reader needs to judge it."""
 
     name: str
     columns: list[Column]
