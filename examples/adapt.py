@@ -190,7 +190,9 @@ def _options_of(recipe: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(recipe)!r} cannot be read as JSON ({error}). Name one file of arguments.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{str(recipe)!r} holds a JSON {type(values).__name__}; expected an object of arguments.")
+        raise ValueError(
+            f"{str(recipe)!r} holds a JSON {type(values).__name__}; expected an object. Name one file of arguments."
+        )
     options: list[str] = []
     for name, value in values.items():
         if name.startswith("_") or value is None:

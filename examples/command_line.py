@@ -38,17 +38,17 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {' '.join(message.split())}. See --help.\n")
 
 
-def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+def at_least(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int]:
     """Return an argparse `type` for whole numbers in a range."""
-    upper = "" if most is None else f" and at most {most}"
+    upper = "" if maximum is None else f" and at most {maximum}"
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least {least}{upper}")
+            value = minimum - 1
+        if value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least {minimum}{upper}")
         return value
 
     return convert

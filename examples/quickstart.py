@@ -36,29 +36,27 @@ TEXT = (
 )
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/quickstart"), help="folder of corpus, models and plots")
     parser.add_argument("--seed", type=at_least(0), default=0, help="decides the corpus, the weights and every draw")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything: proves that it runs, no more")
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart."""
     started = time.monotonic()
-    arguments = parse_arguments(argv)
+    args = parse_arguments(arguments)
     require_extra("plots", "matplotlib")
     from examples.tour.pictures import draw_attention, draw_objectives
 
     logging.disable_progress_bar()  # hides the bars of reading and writing weights; training keeps its own
-    output_dir = arguments.output
+    output_dir = args.output
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` {str(output_dir)!r} is a file. Name a folder.")
-    exam, models, log_history = train_models(
-        output_dir, budget=SMOKE if arguments.smoke else Budget(), seed=arguments.seed
-    )
+    exam, models, log_history = train_models(output_dir, budget=SMOKE if args.smoke else Budget(), seed=args.seed)
 
     print("5/6 questions to each model")
     table = fill_table(exam, models)
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
     accuracy = table["hidden fact, from both sides"]["MAGNET"]
-    line, exit_code = verdict(accuracy, smoke=arguments.smoke, seconds=time.monotonic() - started)
+    line, exit_code = verdict(accuracy, smoke=args.smoke, seconds=time.monotonic() - started)
     print(line)
     return exit_code
 

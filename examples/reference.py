@@ -89,11 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and write the pages."""
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/reference"), help="folder of the pages")
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     require_extra("dev", "pdoc")
     require_extra("eval", "mteb")
     started = time.perf_counter()
-    pages = write_reference(options.output.resolve())
+    pages = write_reference(args.output.resolve())
     print(f"reference: OK ({len(pages)} pages; {time.perf_counter() - started:.0f} s)")
 
 

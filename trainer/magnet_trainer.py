@@ -138,14 +138,10 @@ class MagnetTrainer(Trainer):
         self._row_sampler: samplers.EpochRowSampler | None = None
 
         self._guard = NanGuard(args.output_dir or ".", process_index=args.process_index)
-        self._losses: list[tuple[str, Tensor]] = []  # of the micro-batches of the current step
+        # Losses and row numbers of the current step, and the sum and number of steps of each loss since the last log.
+        self._losses: list[tuple[str, Tensor]] = []
         self._rows: list[dict[str, Any]] = []
-        self._loss_totals: dict[
-            str, tuple[Tensor, float]
-        ] = {}  # sum and number of steps of each loss since the last log
-        # Some optimizers update the weights during each backward pass.
-        optimizer = str(getattr(args.optim, "value", args.optim))
-        self._steps_in_backward = "lomo" in optimizer or optimizer.endswith("layerwise")
+        self._loss_totals: dict[str, tuple[Tensor, float]] = {}
 
     @property
     def _phase(self) -> LossPhase:
@@ -236,7 +232,7 @@ class MagnetTrainer(Trainer):
         # A subclass may add a term to the loss or scale it, which has to happen once and to the whole loss.
         is_original = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
         # DeepSpeed counts each backward pass as a micro-batch, and runs its optimizer step in the last one.
-        keeps_gradients = not (self.is_deepspeed_enabled or self._steps_in_backward)
+        keeps_gradients = not (self.is_deepspeed_enabled or _steps_in_backward(self.args))
         if not ("pairs" in inputs and self._phase.uses_tokens and is_original and keeps_gradients):
             return super().training_step(model, inputs, num_items)
         rows = {name: value for name, value in inputs.items() if name != "pairs"}
@@ -483,6 +479,12 @@ class MagnetTrainer(Trainer):
                 inner.card = None
         if self.args.should_save and isinstance(model, PeftModel):
             write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
+
+
+def _steps_in_backward(args: MagnetTrainingArguments) -> bool:
+    """Whether the optimizer updates the weights during each backward pass."""
+    name = str(getattr(args.optim, "value", args.optim))
+    return "lomo" in name or name.endswith("layerwise")
 
 
 def _collator_for_pairs(tokenizer: Any, args: MagnetTrainingArguments, *, pad_token_id: int) -> DataCollatorForPairs:

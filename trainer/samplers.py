@@ -171,6 +171,7 @@ def even_batches(num_rows: int, *, batch_size: int, num_processes: int = 1, proc
         >>> [even_batches(5, batch_size=2, num_processes=2, process_index=rank) for rank in range(2)]
         [[[0, 1], [4]], [[2, 3], []]]
     """
+    # As many starts in every process; those beyond the last row give empty batches.
     starts = range(process_index * batch_size, num_rows + process_index * batch_size, batch_size * num_processes)
     return [list(range(min(start, num_rows), min(start + batch_size, num_rows))) for start in starts]
 

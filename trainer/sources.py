@@ -156,7 +156,7 @@ def as_texts(texts: Any) -> Dataset:
         raise ValueError(complaint)
     checked = check_texts(texts, name="texts")
     if not checked:
-        raise ValueError("`texts` is empty; expected at least one string.")
+        raise ValueError("`texts` is empty; expected at least one string. Pass some texts.")
     return Dataset.from_dict({"text": checked}, features=Features({"text": Value("string")}))
 
 

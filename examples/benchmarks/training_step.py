@@ -118,7 +118,7 @@ def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -
         print(f"apart: loss {errors['loss']:.1e}, gradients {errors['gradients']:.1e} of the largest")
         limit = 1e-4 if is_exact else 0.1
         if not all(difference <= limit for difference in errors.values()):  # also fails if a difference is NaN
-            raise SystemExit("The steps differ: there is nothing to compare.")
+            raise SystemExit(f"The steps differ by more than {limit:g}, so the times are not comparable.")
         apart |= {name + COMPILED * with_compiled: difference for name, difference in errors.items()}
     torch.compiler.reset()  # depends on the lengths of a few rows
     return apart

@@ -101,8 +101,8 @@ def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head
     if mode not in MODES:
         raise ValueError(f"Mode is {mode!r}; expected one of {', '.join(MODES)}.")
     config = model.config
-    index = checked_number(layer, what="Layer", least=1, most=config.num_hidden_layers) - 1
-    of_layer = checked_number(head, what="Head", least=1, most=config.num_attention_heads) - 1
+    index = checked_number(layer, what="Layer", minimum=1, maximum=config.num_hidden_layers) - 1
+    of_layer = checked_number(head, what="Head", minimum=1, maximum=config.num_attention_heads) - 1
     input_ids = torch.tensor([row.token_ids], device=model.device)
     segments = {"segment_ids": torch.tensor([row.segments], device=model.device)} if mode == "infill" else {}
     output = model(input_ids=input_ids, mode=mode, output_attentions=True, use_cache=False, **segments)
@@ -117,5 +117,11 @@ def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
         weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.
     """
     return render_heatmap(
-        weights.tolist(), caption=caption, rows=row.names, columns=row.names, corner="looks at", least=0.0, most=1.0
+        weights.tolist(),
+        caption=caption,
+        rows=row.names,
+        columns=row.names,
+        corner="looks at",
+        minimum=0.0,
+        maximum=1.0,
     )

@@ -46,16 +46,16 @@ def render_similarities(similarities: SimilarityTable) -> str:
         )
     # Shades cover the range of cosines between different texts.
     apart = similarities.cosines[~np.eye(len(similarities.cosines), dtype=bool)]
-    least, most = float(apart.min()), float(apart.max())
+    minimum, maximum = float(apart.min()), float(apart.max())
     numbers = [str(number) for number in range(1, len(similarities.lines) + 1)]
     table = render_heatmap(
         similarities.cosines.tolist(),
-        caption=f"Cosine between lines; shades run from {least:.2f} to {most:.2f}",
+        caption=f"Cosine between lines; shades run from {minimum:.2f} to {maximum:.2f}",
         rows=[f"{number} {_shortened(line)}" for number, line in zip(numbers, similarities.lines, strict=True)],
         columns=numbers,
         corner="line",
-        least=least,
-        most=most,
+        minimum=minimum,
+        maximum=maximum,
     )
     return f"<h2>Nearest neighbors</h2><ol>{items}</ol><h2>Similarity</h2>{table}"
 

@@ -59,7 +59,7 @@ def stream_continuation(
 ) -> Generator[Progress, None, None]:
     """Continue a prompt from left to right; closing the iterator stops the model."""
     given = checked_text(prompt, what="The prompt")
-    number = checked_number(new_tokens, what="New tokens", least=1, most=LIMITS.new_tokens)
+    number = checked_number(new_tokens, what="New tokens", minimum=1, maximum=LIMITS.new_tokens)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
         raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
     tokenizer = model.tokenizer

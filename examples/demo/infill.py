@@ -27,14 +27,14 @@ class Filled:
 def fill_text(model: Any, text: object, *, length: object, answers: object) -> Filled:
     """Fill every blank of a text."""
     given = checked_text(text, what="The text")
-    count = checked_number(answers, what="Answers", least=1, most=LIMITS.answers)
+    count = checked_number(answers, what="Answers", minimum=1, maximum=LIMITS.answers)
     pieces = split_at_marks(given, BLANK, name="The text")
     if len(pieces) - 1 > LIMITS.blanks:
         raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {LIMITS.blanks} at most.")
     lengths: dict[str, Any] = {"num_tokens": "auto"}
     if length is not None:
-        most = LIMITS.fill_tokens
-        lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", least=1, most=most)}
+        maximum = LIMITS.fill_tokens
+        lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", minimum=1, maximum=maximum)}
     output = model.infill_blanks(given, num_return_sequences=count, return_dict_in_generate=True, **lengths)
     fills = output.fills[0]
     numbers = [len(answers[0].token_ids) for answers in fills]

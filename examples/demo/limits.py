@@ -37,16 +37,16 @@ def checked_text(text: object, *, what: str) -> str:
     return text
 
 
-def checked_number(value: object, *, what: str, least: int, most: int) -> int:
+def checked_number(value: object, *, what: str, minimum: int, maximum: int) -> int:
     """Return a visitor's whole number, which may not come from the slider on the page.
 
     Example:
-        >>> checked_number(3.0, what="answers", least=1, most=5)
+        >>> checked_number(3.0, what="answers", minimum=1, maximum=5)
         3
     """
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    if not is_whole or not least <= value <= most:  # type: ignore[operator]
-        raise ValueError(f"{what} is {value!r}; expected a whole number from {least} to {most}.")
+    if not is_whole or not minimum <= value <= maximum:  # type: ignore[operator]
+        raise ValueError(f"{what} is {value!r}; expected a whole number from {minimum} to {maximum}.")
     return int(value)  # type: ignore[call-overload]
 
 

@@ -4,16 +4,16 @@ import html
 from collections.abc import Sequence
 
 
-def shade(value: float, *, least: float, most: float) -> int:
+def shade(value: float, *, minimum: float, maximum: float) -> int:
     """Return the shade of a cell in percent.
 
     Example:
-        >>> shade(0.75, least=0.5, most=1.0), shade(0.3, least=0.5, most=1.0), shade(1.0, least=1.0, most=1.0)
-        (50, 0, 100)
+        >>> shade(0.75, minimum=0.5, maximum=1.0), shade(0.3, minimum=0.5, maximum=1.0)
+        (50, 0)
     """
-    if most <= least:
-        return 100 if value >= most else 0
-    return round(100 * min(max((value - least) / (most - least), 0.0), 1.0))
+    if maximum <= minimum:
+        return 100 if value >= maximum else 0
+    return round(100 * min(max((value - minimum) / (maximum - minimum), 0.0), 1.0))
 
 
 def render_heatmap(
@@ -23,8 +23,8 @@ def render_heatmap(
     rows: Sequence[str],
     columns: Sequence[str],
     corner: str,
-    least: float,
-    most: float,
+    minimum: float,
+    maximum: float,
     digits: int = 2,
 ) -> str:
     """Render a table with a caption and headings that scrolls sideways on a narrow page."""
@@ -32,7 +32,8 @@ def render_heatmap(
     body = ""
     for name, row in zip(rows, values, strict=True):
         cells = "".join(
-            f'<td style="--shade:{shade(value, least=least, most=most)}%">{value:.{digits}f}</td>' for value in row
+            f'<td style="--shade:{shade(value, minimum=minimum, maximum=maximum)}%">{value:.{digits}f}</td>'
+            for value in row
         )
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     title = html.escape(caption, quote=True)

@@ -110,7 +110,7 @@ def _read_json(file: Path) -> Any:
     try:
         return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read as JSON ({error}).") from error
+        raise ValueError(f"{str(file)!r} cannot be read as JSON ({error}). Get it again.") from error
 
 
 def _digest(value: Any) -> str:

@@ -82,7 +82,9 @@ def draw_spans(
                 spans.append(HeldOutSpan(prefix.lstrip(), truth, suffix, length))
                 break
     if len(spans) < len(lengths):
-        raise ValueError(f"{name} has {len(spans)} texts that are long enough; {len(lengths)} spans were asked for.")
+        raise ValueError(
+            f"{name} has {len(spans)} texts that are long enough; {len(lengths)} are needed. Lower `--limit`."
+        )
     return spans
 
 

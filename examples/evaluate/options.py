@@ -63,9 +63,9 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of all draws of the measurement")
 
 
-def add_limit(parser: argparse.ArgumentParser, what: str, *, least: int = 1) -> None:
+def add_limit(parser: argparse.ArgumentParser, what: str, *, minimum: int = 1) -> None:
     """Add `--limit`, the size of the measurement."""
-    parser.add_argument("--limit", type=at_least(least), help=what)
+    parser.add_argument("--limit", type=at_least(minimum), help=what)
 
 
 def add_batch_size(parser: argparse.ArgumentParser, what: str, *, default: int | None = 16) -> None:

@@ -115,7 +115,7 @@ def _cut(
         if len(ids) <= room:
             return front, ids, spans
         kept -= max(1, (len(ids) - room) // 2)  # truncation can split a token into several
-    raise ValueError(f"No token of the text {text!r:.60} fits twice into {room} tokens with the echo's template.")
+    raise ValueError(f"No token of {text!r:.60} fits twice into {room} tokens with the template. Shorten the prompt.")
 
 
 class SentenceReader(Protocol):

@@ -77,7 +77,7 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
             *first, ending_1, ending_2 = sentences
             stories.append(ClozeStory(first, *((ending_1, ending_2) if right == "1" else (ending_2, ending_1))))
     except KeyError as error:
-        raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
+        raise ValueError(f"{str(file)!r} has no column {error} of Story Cloze. Get it again.") from error
     except csv.Error as error:
         raise ValueError(f"{str(file)!r} cannot be read beyond line {rows.line_num} ({error}). Correct it.") from error
     return stories

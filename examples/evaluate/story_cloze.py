@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the named models."""
     parser = make_parser(__doc__, smoke={"limit": 32}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(READINGS), choices=list(READINGS), help="what is removed")
-    add_limit(parser, "stories, from the first on; all if left out", least=2)
+    add_limit(parser, "stories, from the first on; all if left out", minimum=2)
     args = parse(parser, arguments)
     require_extra("eval", "scipy")
     check_arguments(args)

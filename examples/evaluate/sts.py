@@ -168,7 +168,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     """Parse and check the command line once per reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
-    add_limit(parser, "pairs of a set, drawn with the seed; all if left out", least=2)
+    add_limit(parser, "pairs of a set, drawn with the seed; all if left out", minimum=2)
     parser.add_argument("--mteb", action="store_true", help="run mteb on the same pairs, too")
     add_reading_options(parser)
     args = parse(parser, arguments)

@@ -66,7 +66,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
     try:
         values = parse_json(path.read_text(encoding="utf-8").replace("{output}", str(output)))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a plan ({error}).") from error
+        raise ValueError(f"{str(path)!r} cannot be read as a plan ({error}). Name a JSON file.") from error
     try:
         complaints = list(_complaints_about(values, preset=preset))
         plan = None if complaints else _make_plan(values, preset=preset, output=output)
