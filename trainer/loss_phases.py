@@ -31,12 +31,12 @@ class LossPhase:
     @cached_property
     def uses_tokens(self) -> bool:
         """Whether an objective of tokens has a weight."""
-        return any(OBJECTIVES[name].labels is not None for name in self.weights)
+        return any(not OBJECTIVES[name].reads_pairs for name in self.weights)
 
     @cached_property
     def uses_pairs(self) -> bool:
         """Whether an objective of pairs has a weight."""
-        return any(OBJECTIVES[name].labels is None for name in self.weights)
+        return any(OBJECTIVES[name].reads_pairs for name in self.weights)
 
 
 def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:

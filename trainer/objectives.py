@@ -73,6 +73,8 @@ def sscl_loss(
 
     Returns:
         `torch.FloatTensor` of shape `()`: nats per anchor.
+
+    Source: MAGNET (Khosla et al. 2025), Eq. 3; van den Oord et al. 2018 (https://huggingface.co/papers/1807.03748).
     """
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     anchors, positives = anchors.to(dtype), positives.to(dtype)
@@ -88,7 +90,7 @@ def sscl_loss(
 # ---- The table ----
 
 
-def count_labels(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+def count_labels(labels: Tensor, batch: Batch, *, as_printed: bool) -> Tensor:
     """Count the labeled positions."""
     return (labels != IGNORE_INDEX).sum()
 
@@ -100,24 +102,29 @@ class Objective:
     Args:
         labels (`Callable`, *optional*): Maps a collated batch to a `torch.LongTensor` of shape `(B, S)`: the token
             that the output at each position predicts, -100 for none. `None` for an objective of pairs.
-        count (`Callable`): Maps labels, batch and `losses_as_printed` to the number `()` of items by which the summed
-            loss is divided, over the accumulation window and all processes.
+        count (`Callable`): Maps labels, batch and the keyword `as_printed` to the number `()` of items by which the
+            summed loss is divided, over the accumulation window and all processes.
         loss (`Callable`): For tokens, maps cross entropies `(B, S)` and `num_items` to the loss `()`; for pairs, maps
             anchors `(P, H)`, positives `(Q, H)`, `temperature`, `similarity` and `targets` to it.
     """
 
     labels: Callable[[Batch], Tensor] | None = None
-    count: Callable[[Tensor, Batch, bool], Tensor] = count_labels
+    count: Callable[..., Tensor] = count_labels
     loss: Callable[..., Tensor] = token_loss
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the objective compares embeddings of pairs instead of predicting tokens."""
+        return self.labels is None
 
-def _count_mntp(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+
+def _count_mntp(labels: Tensor, batch: Batch, *, as_printed: bool) -> Tensor:
     """Count the selected tokens, or as printed (Eq. 2) all real tokens."""
     tokens: Tensor = batch["attention_mask"].sum()
-    return tokens if as_printed else count_labels(labels, batch, as_printed)
+    return tokens if as_printed else count_labels(labels, batch, as_printed=as_printed)
 
 
-def _count_msg(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+def _count_msg(labels: Tensor, batch: Batch, *, as_printed: bool) -> Tensor:
     """Count the span tokens, or as printed (Eq. 4) the rows that have a span."""
     has_label = labels != IGNORE_INDEX
     return (has_label.any(dim=1) if as_printed else has_label).sum()
@@ -139,7 +146,7 @@ def token_labels(batch: Batch) -> dict[str, Tensor]:
 
 def pair_objectives() -> dict[str, Objective]:
     """Return the objectives that read pairs."""
-    return {name: entry for name, entry in OBJECTIVES.items() if entry.labels is None}
+    return {name: entry for name, entry in OBJECTIVES.items() if entry.reads_pairs}
 
 
 def count_items(batch: Batch, *, as_printed: bool) -> Tensor:
@@ -158,7 +165,9 @@ def count_items(batch: Batch, *, as_printed: bool) -> Tensor:
         >>> count_items(batch, as_printed=True).tolist()
         [7.0, 1.0]
     """
-    counts = [OBJECTIVES[name].count(labels, batch, as_printed) for name, labels in token_labels(batch).items()]
+    counts = [
+        OBJECTIVES[name].count(labels, batch, as_printed=as_printed) for name, labels in token_labels(batch).items()
+    ]
     return torch.stack(counts).float()
 
 
