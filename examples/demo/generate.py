@@ -64,16 +64,16 @@ def stream_continuation(
         raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
     tokenizer = model.tokenizer
     row = bos_ids(tokenizer) + text_ids(tokenizer, given)
-    room = context_length(model.config, tokenizer) - len(row)
-    if room < 1:
+    capacity = context_length(model.config, tokenizer) - len(row)
+    if capacity < 1:
         raise ValueError(
-            f"The prompt has {len(row)} tokens; the model reads {len(row) + room}, which leaves none to write. "
+            f"The prompt has {len(row)} tokens; the model reads {len(row) + capacity}, which leaves none to write. "
             "Shorten it."
         )
     queue: Queue[Any] = Queue()
     choice = {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
     writer = threading.Thread(
-        target=_write, args=(model, row, min(number, room), choice, queue, stop), name="writer", daemon=True
+        target=_write, args=(model, row, min(number, capacity), choice, queue, stop), name="writer", daemon=True
     )
     ids: list[int] = []
     writer.start()
@@ -92,7 +92,7 @@ def stream_continuation(
             state = "stopped"
         elif ids and ids[-1] == tokenizer.eos_token_id:
             state = "ended by the model"
-        elif len(ids) == room < number:
+        elif len(ids) == capacity < number:
             state = "stopped: the model's context is full"
         else:
             state = "finished"

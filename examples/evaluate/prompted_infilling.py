@@ -141,7 +141,7 @@ class PromptedInfiller:
         Args:
             prefix (`str` or `list[str]`): Text before the blank.
             suffix (`str` or `list[str]`): Text after it.
-            max_new_tokens (`int`): Most tokens of a fill.
+            max_new_tokens (`int`): Limit of the tokens of a fill.
             batch_size (`int`, defaults to 16): Texts decoded together.
             generation_arguments: Passed to `generate`.
 
@@ -150,6 +150,7 @@ class PromptedInfiller:
         """
         single, prefixes, suffixes = check_pairs(prefix, suffix)
         prompts = [self.prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
+        # A space at the end would be a token of its own; in texts, a word's token contains the space before it.
         rows = [bos_ids(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         minimum = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
@@ -170,7 +171,7 @@ class PromptedInfiller:
                 before, fill = ([token for token in part if token not in special] for part in (front, ids))
                 fills.append(decode_fill(self.tokenizer, before, fill))
         if self.family == "left_to_right":
-            pairs = zip(fills, prefixes, strict=True)
+            pairs = zip(fills, prefixes, strict=True)  # the prefix has the space that its prompt lacks
             fills = [fill.removeprefix(" ") if text.endswith(" ") else fill for fill, text in pairs]
         else:
             lines = [next(iter(fill.strip().splitlines()), "").strip() for fill in fills]
@@ -231,7 +232,7 @@ class PromptedInfiller:
         return "\n\n".join([*solved, prompt(prefix, suffix)])
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Return the log-probabilities of the second part of each row given the first."""
+        """Return the log-probabilities of the second part of each row given the first, from one forward."""
         batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         target_ids = batch["input_ids"].roll(-1, dims=1)

@@ -69,7 +69,7 @@ def echo_rows(
     for given, ids, spans in zip(texts, *encoded, strict=True):
         text = given
         if len(front) + len(ids) > max_length:
-            text, ids, spans = _cut(tokenizer, text, prompt=prompt, room=max_length - len(front))
+            text, ids, spans = _cut(tokenizer, text, prompt=prompt, capacity=max_length - len(front))
         begin = len(before) + len(text) + len(between)
         start = next((place for place, (_, end) in enumerate(spans) if end > begin), len(ids) - 1)
         rows.append(EchoRow(front + ids, len(front) + start))
@@ -101,21 +101,23 @@ def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_leng
 
 
 def _cut(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str, room: int
+    tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str, capacity: int
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """Truncate a text to at most `room` tokens, and return it with its ids and offsets."""
+    """Truncate a text to at most `capacity` tokens, and return it with its ids and offsets."""
     before, between = echo_frame(prompt)
     frame = len(text_ids(tokenizer, before + between))
     (places,) = read_texts(tokenizer, [text], return_offsets=True).offsets
-    kept = min((room - frame) // 2, len(places))
+    kept = min((capacity - frame) // 2, len(places))
     while kept > 0:
         front = text[: places[kept - 1][1]]
         row = before + front + between + front
         (ids,), (spans,) = read_texts(tokenizer, [row], return_offsets=True)
-        if len(ids) <= room:
+        if len(ids) <= capacity:
             return front, ids, spans
-        kept -= max(1, (len(ids) - room) // 2)  # truncation can split a token into several
-    raise ValueError(f"No token of {text!r:.60} fits twice into {room} tokens with the template. Shorten the prompt.")
+        kept -= max(1, (len(ids) - capacity) // 2)  # truncation can split a token into several
+    raise ValueError(
+        f"No token of {text!r:.60} fits twice into {capacity} tokens with the template. Shorten the prompt."
+    )
 
 
 class SentenceReader(Protocol):
