@@ -21,12 +21,7 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.command_line import (  # before anything imports transformers
-    DTYPES,
-    keep_freed_memory,
-    raise_complaints,
-    start,
-)
+from examples.command_line import DTYPES, raise_complaints, start  # before anything imports transformers
 
 # isort: split
 import torch
@@ -55,6 +50,7 @@ from trainer import (
 from trainer.checkpoints import checkpoint_to_resume, remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive_head import HEAD_NAME, attach_contrastive_head
+from trainer.cpu_memory import keep_freed_memory
 from trainer.files import parse_json, write_json
 from trainer.model_card import describe_data
 from trainer.training_args import option

@@ -4,10 +4,8 @@ Imports only the standard library, so that `--help` works without extras.
 """
 
 import argparse
-import ctypes
 import importlib
 import logging
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +19,6 @@ for _name in ("torchao", "torch.utils._pytree"):
 HEADING = "The arguments cannot be used:"
 DTYPES = ("float32", "bfloat16")
 _LISTED = "\n- "
-# Parameters of `mallopt` from malloc.h, and the largest C int.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MAX_BYTES = 2**31 - 1
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -167,23 +162,3 @@ def start(
         sys.exit(130)
     if isinstance(result, list) and result and all(getattr(record, "unavailable", None) for record in result):
         sys.exit(1)
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc reuse freed memory instead of returning it to the kernel, which would clear it page by page.
-
-    By default glibc maps each tensor of more than 32 MiB anew, and a training step on a CPU spends a third of its time
-    in page faults. Call this after the imports and before the first large tensor. The process then keeps
-    its peak memory.
-
-    Returns:
-        `bool`: whether the settings were taken; `False` outside Linux and with other C libraries.
-    """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    # Before glibc 2.35 the first setting is refused; the second on its own would stop the threshold from growing.
-    return all(mallopt(name, _MAX_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))

@@ -65,10 +65,10 @@ from examples.command_line import (
     add_model,
     at_least,
     choose_device,
-    keep_freed_memory,
     start,
 )
 from trainer import LoraArguments, MagnetTrainer, apply_lora, load_pairs, load_texts, texts_to_blocks
+from trainer.cpu_memory import keep_freed_memory
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 

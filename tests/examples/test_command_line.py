@@ -217,7 +217,7 @@ COUNT = """
 import resource, sys
 import torch
 import trainer  # as in `adapt.py`; in a smaller heap glibc may map the first tensor in spite of the settings
-from examples.command_line import keep_freed_memory
+from trainer.cpu_memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.ones(2**24)
