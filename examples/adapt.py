@@ -129,7 +129,7 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
     if adapt.eval_limit is not None and adapt.eval_limit < 1:
         complaints.append(f"`eval_limit` is {adapt.eval_limit}; pass 1 or more, or leave it out.")
     if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
-        complaints.append("`pairs` is dropout and `view_dropout` 0: both views would be the same. Pass e.g. 0.3.")
+        complaints.append("`pairs` is dropout and `view_dropout` 0: both embeddings would be equal. Pass e.g. 0.3.")
     if adapt.pair_columns is not None and len(adapt.pair_columns) not in (2, 3):
         complaints.append(f"`pair_columns` is {adapt.pair_columns}; name two columns, or three with the labels'.")
     if adapt.adapter_modes is not None and not lora.use_lora:

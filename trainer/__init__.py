@@ -1,4 +1,4 @@
-"""Training a decoder to generate, encode and infill at once."""
+"""Train a decoder to generate, encode and infill at once."""
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet

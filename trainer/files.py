@@ -19,7 +19,7 @@ def atomic_write(path: Path, *, temporary_folder: Path | None = None) -> Iterato
             of `path`.
 
     Raises:
-        OSError: If the file cannot be written, with its path and the free space.
+        OSError: If the file cannot be written; the message names its path and the free space.
     """
     unfinished = (path.parent if temporary_folder is None else temporary_folder) / f"{path.name}.unfinished"
     try:

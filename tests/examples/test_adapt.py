@@ -133,7 +133,7 @@ def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, opti
     ("changes", "message"),
     [
         (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
-        (["--view_dropout=0"], "both views would be the same"),
+        (["--view_dropout=0"], "both embeddings would be equal"),
         (["--pair_columns", "a"], "name two columns"),
         (["--save_strategy=never"], "--save_strategy.*invalid choice: 'never'"),
         (["--pairs=paraphrase", "--paraphraser=nowhere", "--contrastive_batch_size=64"], "40 pairs, but one .* 64"),
