@@ -191,5 +191,5 @@ def test_config_options_are_applied(folder):
 def test_a_file_without_a_tokenizer_opens_without_one(tmp_path, tiny_tokenizer):
     write_gguf(random_model("llama"), tiny_tokenizer, tmp_path / "tiny.gguf", tokens=False)
     model = AutoMagnetForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    with pytest.raises(ValueError, match="No tokenizer at"):
+    with pytest.raises(ValueError, match="No tokenizer can be read at"):
         model.encode("A cat.")

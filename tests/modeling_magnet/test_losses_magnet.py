@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from transformers import Gemma3TextConfig
 
 from modeling_magnet import losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
-from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
 
 from ..peak_bytes import PeakBytes
@@ -45,6 +45,14 @@ def at_once(states: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> tor
         probabilities = logits[row, column].to(losses.dtype).softmax(-1)
         losses[tuple(place)] = -probabilities[targets[tuple(place)]].log()
     return losses
+
+
+def token_losses(*args: Any, chunk_size: int | None = None, **options: Any) -> losses_magnet.TokenLosses:
+    """Call the function under test, with chunks of `chunk_size` positions if it is given."""
+    if chunk_size is None:
+        return losses_magnet.token_losses(*args, **options)
+    with mock.patch.object(losses_magnet, "_chunk_size", return_value=chunk_size):
+        return losses_magnet.token_losses(*args, **options)
 
 
 def gradients(losses: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
