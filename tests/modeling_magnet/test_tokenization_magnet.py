@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.generation.logits_process import LogitsProcessorList
 
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
 from modeling_magnet.tokenization_magnet import (
@@ -24,6 +23,7 @@ from modeling_magnet.tokenization_magnet import (
     tokenize_texts,
 )
 from tests.byte_tokenizer import byte_tokenizer
+from tests.modeling_magnet.lifting import lifting
 from tests.space_run_tokenizer import NAMED, RESERVED
 
 
@@ -58,14 +58,8 @@ def test_a_token_added_later_is_special(tiny_tokenizer):
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 4}, {"heal": "token"}])
 def test_a_processor_cannot_lift_a_special_token_into_a_fill(space_run_model, options):
     special = sorted(special_ids(space_run_model.tokenizer))
-
-    def lift(input_ids, scores):
-        scores = scores.clone()
-        scores[:, special] += 100.0
-        return scores
-
     output = space_run_model.infill(
-        "She ate", " for lunch.", max_new_tokens=3, logits_processor=LogitsProcessorList([lift]),
+        "She ate", " for lunch.", max_new_tokens=3, logits_processor=lifting(special),
         return_dict_in_generate=True, **options
     )  # fmt: skip
     for fill in output.fills[0][0]:
