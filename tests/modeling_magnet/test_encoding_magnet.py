@@ -305,7 +305,7 @@ CALLS = {
     "tensor": lambda m: m.encode(["A cat."], convert_to_tensor=True),
     "ubinary": lambda m: m.encode(["A cat."], precision="ubinary"),
     "int8": lambda m: m.encode(["A cat.", "A dog."], precision="int8"),
-    "normalised": lambda m: m.encode(["A cat."], normalize_embeddings=True),
+    "normalized": lambda m: m.encode(["A cat."], normalize_embeddings=True),
     "token embeddings": lambda m: m.encode(["A cat."], output_value="token_embeddings"),
     "everything": lambda m: m.encode(["A cat."], output_value=None),
     "tokens": lambda m: m.encode_tokens("A cat."),

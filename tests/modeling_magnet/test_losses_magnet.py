@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma3TextConfig
 
 from modeling_magnet import losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
 
 from ..peak_bytes import PeakBytes
+from .test_families_magnet import make_config
 
 HIDDEN, VOCAB = 6, 11
 
@@ -266,16 +266,8 @@ def test_a_forward_takes_labels_and_targets_together(tiny_model):
 def make_gemma(cap: float | None) -> MagnetGemma3ForCausalLM:
     """Build a model with capped logits and a frozen head."""
     torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=90,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        final_logit_softcapping=cap,
-    )
+    small = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "initializer_range": 0.02}
+    config = make_config("gemma3_text", final_logit_softcapping=cap, **small)
     model = MagnetGemma3ForCausalLM(config).eval().requires_grad_(False)
     model.model.layers[0].requires_grad_(True)
     return model

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.generation.logits_process import LogitsProcessorList
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
@@ -24,6 +23,7 @@ from modeling_magnet.tokenization_magnet import (
     tokenize_texts,
 )
 from tests.byte_tokenizer import byte_tokenizer
+from tests.modeling_magnet.lifting import lifting
 from tests.space_run_tokenizer import NAMED, RESERVED
 
 
@@ -45,14 +45,8 @@ def test_a_token_added_later_is_special(tiny_tokenizer):
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 4}, {"heal": "token"}])
 def test_a_processor_cannot_lift_a_special_token_into_a_fill(space_run_model, options):
     special = sorted(special_ids(space_run_model.tokenizer))
-
-    def lift(input_ids, scores):
-        scores = scores.clone()
-        scores[:, special] += 100.0
-        return scores
-
     output = space_run_model.infill(
-        "She ate", " for lunch.", max_new_tokens=3, logits_processor=LogitsProcessorList([lift]),
+        "She ate", " for lunch.", max_new_tokens=3, logits_processor=lifting(special),
         return_dict_in_generate=True, **options
     )  # fmt: skip
     for fill in output.fills[0][0]:
@@ -202,20 +196,13 @@ def test_empty_inputs_have_no_tokens(tokenizer):
     assert text_ids(tokenizer, "") == []
 
 
-def test_default_mask_tokens_of_real_llamas(wiki_7m, stories260k, babyllama):
-    assert resolve_mask_token(AutoTokenizer.from_pretrained(wiki_7m))[0] == "_"
-    assert resolve_mask_token(AutoTokenizer.from_pretrained(stories260k)) == ("<0x5F>", 98)
-    with pytest.raises(ValueError, match=r"vocabulary of 105.*Pass a rare token.*`mask_token`"):
-        resolve_mask_token(AutoTokenizer.from_pretrained(babyllama))
-
-
 def test_loading_a_plain_llama_finds_its_mask_token(wiki_7m, stories260k, babyllama):
     for directory, token in ((wiki_7m, "_"), (stories260k, "<0x5F>")):
         model = MagnetLlamaForCausalLM.from_pretrained(directory)
         assert model.magnet_settings.mask_token == token
         assert model.magnet_settings.mask_token_id == model.tokenizer.convert_tokens_to_ids(token)
         assert model.config.magnet == model.magnet_settings.to_dict()
-    with pytest.raises(ValueError, match="No mask token"):
+    with pytest.raises(ValueError, match=r"No mask token.*vocabulary of 105.*Pass a rare token.*`mask_token`"):
         MagnetLlamaForCausalLM.from_pretrained(babyllama)
     assert MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~").magnet_settings.mask_token == "~"
 
