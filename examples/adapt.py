@@ -32,10 +32,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.configuration_magnet import MODES, MagnetSettings, resolve_mask_token
+from modeling_magnet.configuration_magnet import MODES, MagnetSettings
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
-from modeling_magnet.tokenization_magnet import join_prompt
+from modeling_magnet.tokenization_magnet import join_prompt, resolve_mask_token
 from trainer import (
     LoraArguments,
     MagnetTrainer,
@@ -219,7 +219,7 @@ def inspect_model(
         ValueError: If the model cannot be adapted as requested.
     """
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
-    if MagnetSettings.of(config).mask_token_id is None or adapt.mask_token is not None:
+    if MagnetSettings.from_config(config).mask_token_id is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)
     if adapt.max_length > config.max_position_embeddings:
         raise ValueError(

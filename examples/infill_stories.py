@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--num_tokens {' '.join(args.num_tokens)}: expected auto, or whole numbers")
     any_model = SimpleNamespace(config=PreTrainedConfig(), generation_config=GenerationConfig())
     try:
-        InfillOptions.of_call(any_model, infill_options(args))
+        InfillOptions.from_arguments(any_model, infill_options(args))
     except ValueError as error:  # before a model is loaded or a row is written
         parser.error(str(error))
     return args

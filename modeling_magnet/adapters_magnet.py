@@ -107,7 +107,7 @@ def has_adapter(model: Any) -> bool:
 def adapters_for(model: Any, mode: AttentionMode) -> AbstractContextManager[None]:
     """Return the context in which a forward of this mode runs."""
     # `torch.compile(fullgraph=True)` and `torch.export` cannot read a context variable: avoid it if no layer is bound.
-    modes = MagnetSettings.of(model.config).adapter_modes
+    modes = MagnetSettings.from_config(model.config).adapter_modes
     if modes is None and not model._bound_adapters:
         return nullcontext()
     return _adapters_as_bound(model, mode, is_on=modes is None or mode in modes)
@@ -191,7 +191,7 @@ def load_adapter(
             if settings.contrastive_head is not None:
                 load_head(model, source)
             settings.store(model.config)
-        if MagnetSettings.of(model.config).adapter_modes is not None:
+        if MagnetSettings.from_config(model.config).adapter_modes is not None:
             bind_adapters(model)
     except Exception:
         if not is_known and name in (getattr(model, "peft_config", None) or {}):
@@ -259,7 +259,7 @@ HEAD_PREFIX = f"{HEAD_NAME}."
 
 def write_head(model: Any, directory: Path, weights: dict[str, Any]) -> None:
     """Write the contrastive head of a state dict to its file, if the settings say that the model has one."""
-    if MagnetSettings.of(model.config).contrastive_head is not None:
+    if MagnetSettings.from_config(model.config).contrastive_head is not None:
         names = [name for name in weights if name.startswith(HEAD_PREFIX)]
         file = directory / HEAD_WEIGHTS
         file.parent.mkdir(exist_ok=True)

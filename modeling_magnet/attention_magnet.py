@@ -1,8 +1,9 @@
-"""The default attention back-end: SDPA, except for plain matrix products in bfloat16 on a CPU outside causal mode.
+"""What runs in every attention layer: the default back-end, and the cache of the decoding loop.
 
-With a mask, the CPU's fused SDPA is twice as slow in bfloat16, forward and backward, and its rounding depends on the
-padded length; plain products give a row the same bits alone and in a batch. The mask of each call decides, so that a
-model can move between devices.
+The back-end is SDPA, except for plain matrix products in bfloat16 on a CPU outside causal mode. With a mask, the CPU's
+fused SDPA is twice as slow in bfloat16, forward and backward, and its rounding depends on the padded length; plain
+products give a row the same bits alone and in a batch. The mask of each call decides, so that a model can move between
+devices.
 
 Shapes: B rows, A heads, KV key-value heads, Q queries, K keys, D width of a head.
 """

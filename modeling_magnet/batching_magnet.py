@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from .attention_magnet import takes_float_masks
-from .configuration_magnet import AttentionMode, check_tokenizer_fits
+from .configuration_magnet import AttentionMode
 from .losses_magnet import IGNORE_INDEX
-from .tokenization_magnet import bos_ids, check_whole_number, pad_token_rows, plan_batches
+from .tokenization_magnet import bos_ids, check_tokenizer_fits, check_whole_number, pad_token_rows, plan_batches
 
 # Tokens per forward. On a CPU their states should fit its caches; an accelerator needs more tokens to be fully used.
 CPU_BATCH_TOKENS = 2048

@@ -17,7 +17,7 @@ import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapters_magnet import HEAD_PREFIX, check_adapter_fits, load_head, write_head
-from .configuration_magnet import MagnetSettings, resolve_mask_token
+from .configuration_magnet import MagnetSettings
 from .sources_magnet import (
     SOURCE_ARGUMENTS,
     CheckpointError,
@@ -25,9 +25,10 @@ from .sources_magnet import (
     TokenizerSource,
     bases,
     check_tensors,
-    tokenizer_place,
+    tokenizer_source_of,
     wrap_read_errors,
 )
+from .tokenization_magnet import resolve_mask_token
 
 try:  # the remote code of a checkpoint comes without it, and then saves and loads as transformers does
     from modeling_magnet import publishing
@@ -38,7 +39,7 @@ except ImportError:
 _OUR_IMPORT = re.compile(r"^(from )modeling_magnet(?:\.(\w+_magnet))?( import)", flags=re.MULTILINE)
 
 
-def write_code(kind: type, directory: Path) -> str | None:
+def write_code(family: type, directory: Path) -> str | None:
     """Copy the module of a class, and the modules that it imports relatively, into a checkpoint.
 
     In the copy of a class outside the package, imports from `modeling_magnet` become relative.
@@ -46,16 +47,16 @@ def write_code(kind: type, directory: Path) -> str | None:
     Returns:
         `str`: module and class, as in `auto_map`; `None`, with a warning, if the class is not defined in a file.
     """
-    module = sys.modules[kind.__module__]
+    module = sys.modules[family.__module__]
     file = getattr(module, "__file__", None)
-    if kind.__module__ == "__main__" or file is None:
+    if family.__module__ == "__main__" or file is None:
         warnings.warn(
-            f"The code of {kind.__name__} cannot be saved with its model, because it is defined in the main program. "
-            "Move the class to a module and import it; until then the checkpoint opens as a stock decoder.",
+            f"The code of {family.__name__} cannot be saved with its model, because it is defined in the main "
+            "program. Move the class to a module and import it; until then the checkpoint opens as a stock decoder.",
             stacklevel=2,
         )
         return None
-    mixin = next(base for base in kind.__mro__ if base.__name__ == "MagnetMixin")
+    mixin = next(base for base in family.__mro__ if base.__name__ == "MagnetMixin")
     ours = Path(str(sys.modules[mixin.__module__].__file__))
     text = Path(file).read_text(encoding="utf-8")
     relative = _OUR_IMPORT.sub(lambda match: f"{match[1]}.{match[2] or ours.stem}{match[3]}", text)
@@ -65,7 +66,7 @@ def write_code(kind: type, directory: Path) -> str | None:
     for name in needed:
         shutil.copy(name, directory)
     (directory / Path(file).name).write_text(relative, encoding="utf-8")
-    return f"{Path(file).stem}.{kind.__name__}"
+    return f"{Path(file).stem}.{family.__name__}"
 
 
 # Arguments of `from_pretrained` that take the weights from elsewhere than model.safetensors.
@@ -103,12 +104,12 @@ class _Opened(NamedTuple):
 
 
 def load_model(
-    kind: Any, load: Callable[..., Any], path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
+    family: Any, load: Callable[..., Any], path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
 ) -> Any:
     """Implement `MagnetMixin.from_pretrained`; `load` is the method of the parent class."""
     arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
     adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
-    opened = _open(kind, ModelSource(str(path), arguments), adapter, config=kwargs.get("config"))
+    opened = _open(family, ModelSource(str(path), arguments), adapter, config=kwargs.get("config"))
     source, adapter = opened.model, opened.adapter
     kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | source.arguments
     if publishing is not None and not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
@@ -117,7 +118,7 @@ def load_model(
     tokenizer_source, mask = _find_tokenizer(opened, mask_token)
     wants_info = kwargs.pop("output_loading_info", False)
     may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-    model, info = _read_weights(kind, load, source, *model_args, **kwargs)
+    model, info = _read_weights(family, load, source, *model_args, **kwargs)
     _check_report(source, info, may_differ=may_differ)
     model._tokenizer_source, model._weights_source = tokenizer_source, source
     model._stored_vocab_size = model.config.vocab_size
@@ -129,19 +130,19 @@ def load_model(
         MagnetSettings.update(model.config, mask_token=mask[0], mask_token_id=mask[1])
     model._card_source = (adapter or source) if opened.is_ours else None
     adapter_is_ours = adapter is not None and opened.is_ours
-    if MagnetSettings.of(model.config).contrastive_head is not None and not adapter_is_ours:
+    if MagnetSettings.from_config(model.config).contrastive_head is not None and not adapter_is_ours:
         load_head(model, source)
     return (model, info) if wants_info else model
 
 
-def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config: Any) -> _Opened:
+def _open(family: Any, source: ModelSource, adapter: ModelSource | None, *, config: Any) -> _Opened:
     """Find the model and the adapter of a source, and check all that can be checked without reading weights."""
     if adapter is None:
         base = source.adapter_base()
         if base is not None:
             source, adapter = base, source
     values = source.config_values(config)
-    check_is_our_decoder(values, expected=getattr(kind.config_class, "model_type", ""), path=source.path)
+    check_is_our_decoder(values, expected=getattr(family.config_class, "model_type", ""), path=source.path)
     check_names_no_kernel(values, path=source.path)
     settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
     if adapter is None:
@@ -157,7 +158,7 @@ def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config
 
 def _find_tokenizer(opened: _Opened, mask_token: str | None) -> tuple[TokenizerSource, tuple[str, int] | None]:
     """Return the source of the tokenizer, and the mask token with its id if the settings need one."""
-    place = tokenizer_place(opened.model, opened.adapter)
+    place = tokenizer_source_of(opened.model, opened.adapter)
     source = TokenizerSource(place.path, place.arguments)
     needs_mask = opened.settings.mask_token_id is None or mask_token is not None
     tokenizer = source.find() if needs_mask else None
@@ -185,7 +186,7 @@ def _check_report(source: ModelSource, info: dict[str, Any], *, may_differ: bool
 
 
 def _read_weights(
-    kind: Any, load: Callable[..., Any], source: ModelSource, *model_args: Any, **kwargs: Any
+    family: Any, load: Callable[..., Any], source: ModelSource, *model_args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model that `load` loads, and its report on missing, unexpected and mismatched tensors."""
     path, gguf = source.path, source.gguf()
@@ -195,7 +196,7 @@ def _read_weights(
         else:
             path = str(gguf.parent)
             others = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
-            kwargs = bases.gguf.load_arguments(gguf, kind.config_class, others)
+            kwargs = bases.gguf.load_arguments(gguf, family.config_class, others)
         # With `ignore_mismatched_sizes`, transformers reports all such tensors, and `_check_report` raises the error.
         model, info = load(path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     if gguf is not None:
@@ -278,7 +279,7 @@ def _check_tokenizer(model: Any) -> None:
     A known mask token shows that there was one.
     """
     source = model._tokenizer_source
-    if source.path and MagnetSettings.of(model.config).mask_token_id is not None and source.find() is None:
+    if source.path and MagnetSettings.from_config(model.config).mask_token_id is not None and source.find() is None:
         raise CheckpointError(
             f"The tokenizer at {source.path!r}, which the model was loaded with, can no longer be read. Nothing was "
             "saved. Restore its files, or set `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
@@ -326,7 +327,7 @@ def _write_auto_map(model: Any, directory: Path) -> None:
     values["is_causal"] = True
     # If it saves the model itself, it does not write `config_kwargs`, so config.json has to be bidirectional.
     if model.default_mode == "bidirectional" and is_saved_by_library():
-        values.update(MagnetSettings.of(model.config).encoder_config())
+        values.update(MagnetSettings.from_config(model.config).encoder_config())
     MagnetSettings.update(values, adapter_modes=None)  # a full checkpoint has no adapter
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

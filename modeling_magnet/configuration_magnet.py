@@ -5,15 +5,24 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
-
 from .pooling_magnet import POOLINGS, SIMILARITIES, Pooling, Similarity
-from .tokenization_magnet import default_prompts
+from .tokenization_magnet import check_text
 
 AttentionMode = Literal["causal", "bidirectional", "infill"]
 MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
-MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
+DEFAULT_PROMPT = "Given the sentence, find its representation: "
+
+# The paper's instructions, under names of MTEB tasks or task types, by which its evaluators select them.
+# Source: Khosla et al. 2025, Table 8.
+PAPER_PROMPTS = {
+    "STS": "Retrieve semantically similar text: ",
+    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts: ",
+    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles: ",
+    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts: ",
+    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
+    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles: ",
+}
 # Incremented when a setting changes its meaning, so that older code can warn.
 SCHEMA = 1
 
@@ -22,6 +31,11 @@ def check_mode(mode: str) -> None:
     """Raise a `ValueError` if the mode does not exist."""
     if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
+
+
+def default_prompts() -> dict[str, str]:
+    """Return the prompts of a new checkpoint: that of the contrastive training, and those of the paper's tasks."""
+    return {"sentence": DEFAULT_PROMPT, **PAPER_PROMPTS}
 
 
 @dataclass(kw_only=True)
@@ -116,13 +130,29 @@ class MagnetSettings:
         """Return a JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
+    def choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
+        """Return the prompt of a call: `prompt` (`""` for none), else the stored one of that name, else the default.
+
+        Raises:
+            ValueError: If both were passed, the prompt is not a Unicode string, or the name is unknown.
+        """
+        if prompt is not None and prompt_name is not None:
+            raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were passed. Choose one.")
+        if prompt is not None:
+            check_text(prompt, name="prompt")
+            return prompt
+        name, stored = self.default_prompt_name if prompt_name is None else prompt_name, self.prompts
+        if name is not None and (not isinstance(name, str) or name not in stored):
+            raise ValueError(f"`prompt_name` is {name!r:.60}; the model stores {sorted(stored)}. Or pass `prompt=`.")
+        return None if name is None else stored[name]
+
     def encoder_config(self) -> dict[str, Any]:
         """Return the config values that make stock classes read a MAGNET checkpoint bidirectionally."""
         window = self.bidirectional_window
         return {"is_causal": False} | ({} if window is None else {"sliding_window": window})
 
     @classmethod
-    def of(cls, config: Any) -> "MagnetSettings":
+    def from_config(cls, config: Any) -> "MagnetSettings":
         """Return the settings of a model's config, or the defaults if it has none.
 
         `prompts` is the dict of the config, not a copy.
@@ -154,14 +184,6 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_optional_count(value: Any) -> bool:
-    return value is None or _is_count(value)
-
-
-def _is_optional_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
 def _are_prompts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for item in value.items() for text in item)
 
@@ -172,49 +194,18 @@ def _are_modes(value: Any) -> bool:
 
 # What each setting may be, for the message, and the test for it. A config.json edited by hand may hold any type.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "mask_token": ("a string or None", _is_optional_text),
-    "mask_token_id": ("an id of the vocabulary, or None", _is_optional_count),
+    "mask_token": ("a string or None", lambda value: isinstance(value, str | None)),
+    "mask_token_id": ("an id of the vocabulary, or None", lambda value: value is None or _is_count(value)),
     "prompts": ("a dict of strings by name", _are_prompts),
-    "default_prompt_name": ("a string or None", _is_optional_text),
+    "default_prompt_name": ("a string or None", lambda value: isinstance(value, str | None)),
     "pooling": (f"one of {list(POOLINGS)}", lambda value: value in POOLINGS),
     "similarity_fn_name": (f"one of {list(SIMILARITIES)}", lambda value: value in SIMILARITIES),
     "contrastive_head": (f"one of {CONTRASTIVE_HEADS}", lambda value: value in CONTRASTIVE_HEADS),
     "end_of_span": ("0, or a multiple such as 32", _is_count),
     "adapter_modes": (f"None or a list of some of {list(MODES)}", _are_modes),
-    "bidirectional_window": ("a number of positions, or None", _is_optional_count),
+    "bidirectional_window": ("a number of positions, or None", lambda value: value is None or _is_count(value)),
     "schema": (f"an integer, {SCHEMA} for this version", _is_count),
 }
-
-
-def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
-    """Return the mask token and its id: the requested token, the tokenizer's own mask token, or an underscore.
-
-    The paper uses `_` for Llama 2 (section 4.1); other vocabularies spell it differently.
-
-    Raises:
-        ValueError: If no candidate is a single token other than `<unk>`.
-    """
-    defaults = (
-        MASK_TOKEN_CANDIDATES if tokenizer.mask_token is None else (tokenizer.mask_token, *MASK_TOKEN_CANDIDATES)
-    )
-    candidates = defaults if mask_token is None else (mask_token,)
-    for token in candidates:
-        token_id = tokenizer.convert_tokens_to_ids(token)
-        if isinstance(token_id, int) and token_id >= 0 and token_id != tokenizer.unk_token_id:
-            return token, token_id
-    raise ValueError(
-        f"No mask token: none of {list(candidates)} is a single token of this vocabulary of {len(tokenizer)} (the "
-        "unknown token does not count). Pass a rare token of the vocabulary as `mask_token`."
-    )
-
-
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise a `ValueError` if the tokenizer has ids beyond the embedding matrix."""
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
-            "tokenizer; if you added tokens to it, call `model.resize_token_embeddings(len(tokenizer))` first."
-        )
 
 
 def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:

@@ -241,7 +241,7 @@ class _Loop:
         first = states[row_of, predictor_of]
         if not embed:
             return first, None
-        pooling = MagnetSettings.of(model.config).pooling
+        pooling = MagnetSettings.from_config(model.config).pooling
         return first, sentence_vectors(model, states, batch["attention_mask"], pooling=pooling, prompt_length=0)
 
     def _context_batch(self, rows: Sequence[SpanRow], *, end: list[int]) -> dict[str, torch.Tensor]:

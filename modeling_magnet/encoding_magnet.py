@@ -33,13 +33,13 @@ from .pooling_magnet import (
     sentence_vectors,
 )
 from .tokenization_magnet import (
-    check_room,
+    check_prompt_fits,
     check_texts,
     check_whole_number,
-    choose_prompt,
     context_length,
     longest_row,
     pad_token_rows,
+    prompt_length,
     tokenize_texts,
 )
 
@@ -136,9 +136,14 @@ def preprocess(
     texts = check_texts(inputs, name="inputs")
     if not texts:
         return {}
-    options: dict[str, Any] = {"prompt": prompt, "split_special_tokens": split_special_tokens}
-    rows = tokenize_texts(model.tokenizer, texts, max_length=model.max_seq_length, **options)
-    return pad_token_rows(rows, pad_token_id=pad_token_id(model))
+    rows = tokenize_texts(
+        model.tokenizer,
+        texts,
+        prompt=prompt,
+        max_length=model.max_seq_length,
+        split_special_tokens=split_special_tokens,
+    )
+    return pad_token_rows(rows.input_ids, pad_token_id=pad_token_id(model))
 
 
 class _EncodeCall:
@@ -157,15 +162,15 @@ class _EncodeCall:
         truncate_dim: int | None,
         normalize: bool,
     ) -> None:
-        settings, tokenizer = MagnetSettings.of(model.config), model.tokenizer
+        settings, tokenizer = MagnetSettings.from_config(model.config), model.tokenizer
         self.model, self.tokenizer, self.texts = model, tokenizer, texts
-        self.reading: dict[str, Any] = {
-            "prompt": choose_prompt(settings, prompt=prompt, prompt_name=prompt_name),
-            "max_length": longest_row(model.config, tokenizer, max_length),
-            "split_special_tokens": split_special_tokens,
-        }
-        self.prompt_length = check_room(tokenizer, **self.reading)  # tokens that a mean excludes
-        self.lost: list[int] = []  # tokens removed from each truncated text
+        prompt = settings.choose_prompt(prompt=prompt, prompt_name=prompt_name)
+        longest = longest_row(model.config, tokenizer, max_length)
+        self.reading: dict[str, Any] = {"prompt": prompt, "max_length": longest}
+        self.reading["split_special_tokens"] = split_special_tokens
+        check_prompt_fits(tokenizer, **self.reading)
+        self.prompt_length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
+        self.num_removed: list[int] = []  # tokens removed from each truncated text
         self.pooling: Pooling = settings.pooling if pooling is None else pooling
         check_choice(self.pooling, POOLINGS, name="pooling")
         self.width: int = model.config.hidden_size
@@ -182,7 +187,8 @@ class _EncodeCall:
             for start in range(0, len(self.texts), TEXTS_TOKENIZED_AT_ONCE):
                 chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
                 texts = [self.texts[index] for index in chosen]
-                rows = tokenize_texts(self.tokenizer, texts, **self.reading, lost=self.lost)
+                rows, num_removed = tokenize_texts(self.tokenizer, texts, **self.reading)
+                self.num_removed += filter(None, num_removed)
                 for batch in hidden_states(self.model, rows, batch_tokens=batch_tokens, batch_size=batch_size):
                     yield batch._replace(indices=[chosen[index] for index in batch.indices])
                     bar.update(len(batch.indices))
@@ -242,13 +248,14 @@ class _EncodeCall:
 
     def warn_of_truncation(self) -> None:
         """Warn of truncated texts."""
-        if self.lost:
+        if self.num_removed:
             context, limit = context_length(self.model.config, self.tokenizer), self.reading["max_length"]
             remedy = f"Raise `max_length` up to {context}, split" if limit < context else "Split"
             warnings.warn(
-                f"{len(self.lost)} of {len(self.texts)} texts were longer than {limit} tokens with BOS, prompt and "
-                f"EOS, and were truncated by up to {max(self.lost)} tokens each ({sum(self.lost)} in total). {remedy} "
-                "them, or use `encode_words` or `encode_tokens`, which read long texts in windows.",
+                f"{len(self.num_removed)} of {len(self.texts)} texts were longer than {limit} tokens with BOS, prompt "
+                f"and EOS, and were truncated by up to {max(self.num_removed)} tokens each "
+                f"({sum(self.num_removed)} in total). {remedy} them, or use `encode_words` or "
+                "`encode_tokens`, which read long texts in windows.",
                 stacklevel=4,
             )
 

@@ -19,9 +19,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, tokenizer_place, wrap_read_errors
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, tokenizer_source_of, wrap_read_errors
+from .tokenization_magnet import check_tokenizer_fits
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -118,7 +118,7 @@ def open_without_weights(
     base = source.adapter_base()
     with wrap_read_errors(f"config.json of {base or source}"):
         config = family.config_class.from_dict((base or source).config_values())
-    place = source if base is None else tokenizer_place(base, source)
+    place = source if base is None else tokenizer_source_of(base, source)
     with wrap_read_errors(f"The tokenizer of {place}"):
         tokenizer = TokenizerSource(place.path, place.arguments).load()
     check_tokenizer_fits(tokenizer, config.vocab_size)

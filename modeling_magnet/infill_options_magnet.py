@@ -112,9 +112,9 @@ class InfillOptions:
     return_dict_in_generate: bool | None = None
 
     @classmethod
-    def of_call(cls, model: Any, arguments: dict[str, Any]) -> "InfillOptions":
+    def from_arguments(cls, model: Any, arguments: dict[str, Any]) -> "InfillOptions":
         """Read and check the arguments of a call; the generation config of the model is the default."""
-        end_of_span = MagnetSettings.of(model.config).end_of_span or 0
+        end_of_span = MagnetSettings.from_config(model.config).end_of_span or 0
         names = {field.name for field in fields(cls)}
         _check_names(arguments, names)
         passed_config = arguments.get("generation_config")

@@ -159,7 +159,7 @@ def fill(
     if options.get("return_dict_in_generate"):
         raise ValueError("`return_dict_in_generate` is set, but `fill` returns text. Call `infill_blanks`.")
     texts = _split_texts(text, blank=blank, ranges=ranges)
-    checked = InfillOptions.of_call(model, {**options, "return_dict_in_generate": True})
+    checked = InfillOptions.from_arguments(model, {**options, "return_dict_in_generate": True})
     filled: list[Any] = []
     for parts, blanks in zip(texts, infill_parts(model, texts, checked).fills, strict=True):
         variants = []
@@ -254,9 +254,9 @@ class _InfillCall:
     max_positions: int  # limit for a text with its fills
 
     @classmethod
-    def of(cls, model: Any, options: InfillOptions) -> "_InfillCall":
+    def from_options(cls, model: Any, options: InfillOptions) -> "_InfillCall":
         padding, tokenizer = pad_token_id(model), model.tokenizer
-        end_of_span = MagnetSettings.of(model.config).end_of_span if options.stop_at_end_of_span else 0
+        end_of_span = MagnetSettings.from_config(model.config).end_of_span if options.stop_at_end_of_span else 0
         max_positions = model.config.max_position_embeddings
         if options.generation_config.max_length is not None:
             max_positions = min(max_positions, options.generation_config.max_length)
@@ -285,7 +285,7 @@ def infill_parts(model: Any, texts: Sequence[Sequence[str]], options: InfillOpti
     ]
     with evaluating(model):
         probe_attention(model)
-        call = _InfillCall.of(model, options)
+        call = _InfillCall.from_options(model, options)
         if options.num_tokens is None:
             filled = fill_spans(call, texts, span_lengths=lengths)
         else:
@@ -302,7 +302,7 @@ def _fill_and_format(
     model: Any, texts: Sequence[Sequence[str]], arguments: dict[str, Any]
 ) -> InfillOutput | list[list[Any]]:
     """Fill the blanks between the parts of texts; return an `InfillOutput`, or strings for each text and blank."""
-    options = InfillOptions.of_call(model, arguments)
+    options = InfillOptions.from_arguments(model, arguments)
     output = infill_parts(model, texts, options)
     if options.return_dict_in_generate:
         return output

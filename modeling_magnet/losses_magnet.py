@@ -50,7 +50,6 @@ def token_losses(
     project: Project | None = None,
     softcap: float | None = None,
     num_targets: int | None = None,
-    chunk_size: int | None = None,
 ) -> TokenLosses:
     """Compute the cross entropy at each position that has a target, with memory for the logits of one chunk.
 
@@ -63,7 +62,6 @@ def token_losses(
         softcap (`float`, *optional*): Logits x of the head become `softcap * tanh(x / softcap)`; not with `project`.
         num_targets (`int`, *optional*): Upper bound on the number of targets. If omitted, they are counted, which
             synchronizes with the device.
-        chunk_size (`int`, *optional*): C; defaults to `_chunk_size`.
 
     Returns:
         `TokenLosses`: part of the graph even if no target is set.
@@ -81,7 +79,7 @@ def token_losses(
     _check_targets(targets, vocab_size=vocab_size)
     num_targets = max(1, _bound_of_targets(is_set, num_targets))
     dtype = _product_dtype(head, states)
-    rows = chunk_size or _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
+    rows = _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
     if _is_gathered(head):  # every call gathers the weight from all processes: call the head once
         rows = num_targets
     size = -(-num_targets // rows) * rows  # N

@@ -108,7 +108,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         )
     window = _declared_field(config, "sliding_window")
     if window is not None:
-        trained = MagnetSettings.of(config).bidirectional_window
+        trained = MagnetSettings.from_config(config).bidirectional_window
         if trained is not None:
             window = trained
         elif getattr(config, "use_bidirectional_attention", False):

@@ -26,28 +26,28 @@ from .adapters_magnet import (
 )
 from .attention_magnet import DEFAULT_ATTENTION, call_decoder
 from .checkpoint_magnet import load_model, publishing, save_model
-from .configuration_magnet import (
-    AttentionMode,
-    MagnetSettings,
-    check_tokenizer_fits,
-    make_causal,
-    resolve_mask_token,
-)
-from .encoding_magnet import encode, encode_as, preprocess
-from .infilling_magnet import fill, infill, infill_blanks, rewrite
+from .configuration_magnet import AttentionMode, MagnetSettings, make_causal
+from .encoding_magnet import encode as _encode
+from .encoding_magnet import encode_as
+from .encoding_magnet import preprocess as _preprocess
+from .infilling_magnet import fill as _fill
+from .infilling_magnet import infill as _infill
+from .infilling_magnet import infill_blanks as _infill_blanks
+from .infilling_magnet import rewrite as _rewrite
 from .losses_magnet import soft_cap, token_losses
 from .masking_magnet import check_labels_are_hidden, mask_of_call
 from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
-from .scoring_magnet import score_infill
+from .scoring_magnet import score_infill as _score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
-from .tokenization_magnet import check_whole_number, context_length
-from .words_magnet import encode_tokens, encode_words
-
-# BOS, a token of text and EOS.
-SHORTEST_ROW = 3
-# Aliases, under which the class body assigns these functions as methods of the same names.
-_encode, _encode_tokens, _encode_words, _preprocess = encode, encode_tokens, encode_words, preprocess
-_infill, _infill_blanks, _fill, _rewrite, _score_infill = infill, infill_blanks, fill, rewrite, score_infill
+from .tokenization_magnet import (
+    SHORTEST_ROW,
+    check_tokenizer_fits,
+    check_whole_number,
+    context_length,
+    resolve_mask_token,
+)
+from .words_magnet import encode_tokens as _encode_tokens
+from .words_magnet import encode_words as _encode_words
 
 
 @dataclass
@@ -311,7 +311,7 @@ class MagnetMixin(_Host):
         Args:
             texts, kwargs: As in `preprocess`.
         """
-        return preprocess(self, texts, **kwargs)
+        return self.preprocess(texts, **kwargs)
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -498,7 +498,7 @@ class MagnetMixin(_Host):
     @property
     def magnet_settings(self) -> MagnetSettings:
         """The settings of `config.magnet`."""
-        return MagnetSettings.of(self.config)
+        return MagnetSettings.from_config(self.config)
 
     @property
     def card(self) -> str | None:
@@ -520,15 +520,15 @@ class MagnetMixin(_Host):
         """The tokenizer that was set, or that of the checkpoint, loaded on first use.
 
         Raises:
-            ValueError: If the checkpoint has no tokenizer.
+            ValueError: If the checkpoint has no tokenizer, or a damaged one.
         """
-        tokenizer = self._tokenizer_source.tokenizer or self._tokenizer_source.find()
-        if tokenizer is None:
-            raise ValueError(
-                f"No tokenizer at {self._tokenizer_source.path!r}, the model's source. "
-                "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
-            )
-        return tokenizer
+        source = self._tokenizer_source
+        if tokenizer := source.tokenizer or source.find():
+            return tokenizer
+        raise ValueError(
+            f"No tokenizer can be read at {source.path!r}, the model's source. "
+            "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+        ) from source.error
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -579,7 +579,7 @@ def _inputs_of_mode(
             mode=mode,
             inputs_embeds=embeds,
             embed=model.get_input_embeddings(),
-            mask_token_id=MagnetSettings.of(model.config).mask_token_id,
+            mask_token_id=MagnetSettings.from_config(model.config).mask_token_id,
             shift_labels=shift_labels,
             attention_mask=padding,
             segment_ids=segment_ids,

@@ -116,7 +116,7 @@ def scored_rows(
     lay = partial(lay_out, tokenizer, [prefix, suffix], context_length=max_positions, heal=heal, **read)
     (healed,) = lay(span_lengths=[1]).healed
     # A model trained to end spans has only seen multiples; spans with healed tokens have exact lengths.
-    multiple = 1 if heal == "token" else MagnetSettings.of(model.config).end_of_span or 1
+    multiple = 1 if heal == "token" else MagnetSettings.from_config(model.config).end_of_span or 1
     by_length: dict[int, dict[int, list[int]]] = {}
     for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end

@@ -88,14 +88,15 @@ class TokenizerSource:
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
+    error: Exception | None = None  # why it could not be read, after `find` returned `None`
 
     def find(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer; `None` if it cannot be read."""
         if self.tokenizer is None and self.path:
             try:
                 self.tokenizer = self.load()
-            except (OSError, ValueError):
-                return None
+            except (OSError, ValueError) as error:
+                self.error = error
         return self.tokenizer
 
     def load(self) -> PreTrainedTokenizerBase:
@@ -261,7 +262,7 @@ class ModelSource:
         return values
 
 
-def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
+def tokenizer_source_of(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
     """Return the source of the tokenizer: the adapter if it has one, otherwise the model."""
     return adapter if adapter is not None and adapter.file("tokenizer_config.json") is not None else model
 

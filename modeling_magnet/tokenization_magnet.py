@@ -10,25 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-DEFAULT_PROMPT = "Given the sentence, find its representation: "
-
-# The paper's instructions, under names of MTEB tasks or task types, by which its evaluators select them.
-# Source: Khosla et al. 2025, Table 8.
-PAPER_PROMPTS = {
-    "STS": "Retrieve semantically similar text: ",
-    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts: ",
-    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles: ",
-    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts: ",
-    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
-    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles: ",
-}
+# BOS, a token of text and EOS.
+SHORTEST_ROW = 3
+MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 # Texts per call of the tokenizer, which until it returns needs far more memory for each text than the ids.
 TEXTS_AT_ONCE = 1024
-
-
-def default_prompts() -> dict[str, str]:
-    """Return the prompts of a new checkpoint: that of the contrastive training, and those of the paper's tasks."""
-    return {"sentence": DEFAULT_PROMPT, **PAPER_PROMPTS}
 
 
 def join_prompt(prompt: str | None, text: str) -> str:
@@ -42,23 +28,6 @@ def join_prompt(prompt: str | None, text: str) -> str:
     if not prompt or prompt[-1].isspace():
         return (prompt or "") + text
     return f"{prompt} {text}" if prompt.endswith(":") else f"{prompt}: {text}"
-
-
-def choose_prompt(settings: Any, *, prompt: str | None, prompt_name: str | None) -> str | None:
-    """Return the prompt of a call: `prompt` (`""` for none), else the stored prompt of that name, else the default.
-
-    Raises:
-        ValueError: If both were passed, the prompt is not a Unicode string, or the name is unknown.
-    """
-    if prompt is not None and prompt_name is not None:
-        raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were passed. Choose one.")
-    if prompt is not None:
-        check_text(prompt, name="prompt")
-        return prompt
-    name, stored = settings.default_prompt_name if prompt_name is None else prompt_name, settings.prompts
-    if name is not None and (not isinstance(name, str) or name not in stored):
-        raise ValueError(f"`prompt_name` is {name!r:.60}; the model stores {sorted(stored)}. Or pass `prompt=`.")
-    return None if name is None else stored[name]
 
 
 def check_texts(texts: Any, *, name: str) -> list[str]:
@@ -119,6 +88,37 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return a list of BOS, or an empty list if the tokenizer has none."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
+    """Return the mask token and its id: the requested token, the tokenizer's own mask token, or an underscore.
+
+    The paper uses `_` for Llama 2 (section 4.1); other vocabularies spell it differently.
+
+    Raises:
+        ValueError: If no candidate is a single token other than `<unk>`.
+    """
+    defaults = (
+        MASK_TOKEN_CANDIDATES if tokenizer.mask_token is None else (tokenizer.mask_token, *MASK_TOKEN_CANDIDATES)
+    )
+    candidates = defaults if mask_token is None else (mask_token,)
+    for token in candidates:
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if isinstance(token_id, int) and token_id >= 0 and token_id != tokenizer.unk_token_id:
+            return token, token_id
+    raise ValueError(
+        f"No mask token: none of {list(candidates)} is a single token of this vocabulary of {len(tokenizer)} (the "
+        "unknown token does not count). Pass a rare token of the vocabulary as `mask_token`."
+    )
+
+
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise a `ValueError` if the tokenizer has ids beyond the embedding matrix."""
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
+            "tokenizer; if you added tokens to it, call `model.resize_token_embeddings(len(tokenizer))` first."
+        )
 
 
 class ReadTexts(NamedTuple):
@@ -185,6 +185,13 @@ def _splitter(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return known.splitter
 
 
+class TextRows(NamedTuple):
+    """Rows `BOS prompt text EOS` of several texts."""
+
+    input_ids: list[list[int]]
+    num_removed: list[int]  # tokens of each text that truncation removed
+
+
 def tokenize_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -192,25 +199,22 @@ def tokenize_texts(
     prompt: str | None,
     max_length: int,
     split_special_tokens: bool = True,
-    lost: list[int] | None = None,
-) -> list[list[int]]:
+) -> TextRows:
     """Tokenize each text to a row `BOS prompt text EOS`, and truncate the text to `max_length`.
 
     Args:
         max_length (`int`): Longest row in tokens, special tokens included, >= 3.
-        lost (`list[int]`, *optional*): Receives the number of tokens removed from each truncated text.
     """
-    check_room(tokenizer, prompt=None, max_length=max_length)
+    check_prompt_fits(tokenizer, prompt=None, max_length=max_length)
     bos = bos_ids(tokenizer)
     space = max_length - len(bos) - 1
-    rows: list[list[int]] = []
+    output = TextRows([], [])
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]]
         ids = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens).input_ids
-        rows += [bos + row[:space] + [tokenizer.eos_token_id] for row in ids]
-        if lost is not None:
-            lost += [len(row) - space for row in ids if len(row) > space]
-    return rows
+        output.input_ids.extend(bos + row[:space] + [tokenizer.eos_token_id] for row in ids)
+        output.num_removed.extend(max(0, len(row) - space) for row in ids)
+    return output
 
 
 def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -235,21 +239,20 @@ def check_whole_number(value: Any, *, name: str, least: int, most: int | None = 
         raise ValueError(f"`{name}` is {value!r:.60}; expected a whole number {limit}.")
 
 
-def check_room(
+def check_prompt_fits(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
-) -> int:
-    """Return the length of the prompt; raise if it leaves no space for text, because all embeddings would be equal."""
+) -> None:
+    """Raise if BOS, prompt and EOS leave no space for a token of text, because all embeddings would be equal."""
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, whose state is the embedding. Set `tokenizer.eos_token`.")
-    if max_length < 3:
-        raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
+    if max_length < SHORTEST_ROW:
+        raise ValueError(f"`max_length` is {max_length}; expected at least {SHORTEST_ROW} (BOS, one token, EOS).")
     length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
     if length and length + 2 > max_length:
         raise ValueError(
             f"BOS and the prompt {prompt!r:.60} take {length} of {max_length} tokens, which leaves no room for a "
             "token of text and EOS. Shorten the prompt, or raise `max_length` up to the context length."
         )
-    return length
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, split_special_tokens: bool = True) -> int:

@@ -24,7 +24,6 @@ from .pooling_magnet import check_choice
 from .tokenization_magnet import (
     bos_ids,
     check_texts,
-    choose_prompt,
     items_of,
     join_prompt,
     longest_row,
@@ -35,7 +34,7 @@ Shift = Literal["next", "same"]
 Spans = list[tuple[int, int]]
 
 
-class PlacedVectors(NamedTuple):
+class OffsetVectors(NamedTuple):
     """Vectors of the tokens or words of one text, in order."""
 
     vectors: np.ndarray  # (n, hidden size), float32
@@ -136,7 +135,7 @@ def encode_tokens(
     batch_tokens: int | None = None,
     split_special_tokens: bool = True,
     show_progress_bar: bool | None = None,
-) -> PlacedVectors | list[PlacedVectors]:
+) -> OffsetVectors | list[OffsetVectors]:
     """Embed every token of a text, in bidirectional mode by default, without an EOS.
 
     A text longer than the context is read in windows that overlap by a quarter and repeat BOS and prompt. A token's
@@ -153,7 +152,7 @@ def encode_tokens(
         batch_tokens, split_special_tokens, show_progress_bar: As in `encode`.
 
     Returns:
-        `PlacedVectors`, or a list of them for a list: `vectors` `(num_tokens, hidden_size)` in float32, and `offsets`
+        `OffsetVectors`, or a list of them for a list: `vectors` `(num_tokens, hidden_size)` in float32, and `offsets`
         `(num_tokens, 2)` in characters of the text.
 
     Raises:
@@ -167,11 +166,11 @@ def encode_tokens(
     check_choice(shift, get_args(Shift), name="shift")
     check_choice(mode, get_args(ReadingMode), name="mode")
     given = None if prompt_name and not prompt else prompt
-    prompt = choose_prompt(model.magnet_settings, prompt=given, prompt_name=prompt_name)
+    prompt = model.magnet_settings.choose_prompt(prompt=given, prompt_name=prompt_name)
     reading: dict[str, Any] = {"shift": shift, "mode": mode}
     rows, offsets = _plan_rows(model, join_prompt(prompt, ""), texts, max_length, split_special_tokens, **reading)
     width = model.config.hidden_size
-    outputs = [PlacedVectors(np.empty((len(of_text), width), np.float32), of_text) for of_text in offsets]
+    outputs = [OffsetVectors(np.empty((len(of_text), width), np.float32), of_text) for of_text in offsets]
     if rows:
         hide = is_progress_hidden(show_progress_bar, len(rows))
         _read_rows(model, rows, outputs, batch_tokens=token_budget(model, batch_tokens), hide=hide, **reading)
@@ -210,7 +209,7 @@ def _plan_rows(
 
 
 def _read_rows(
-    model: Any, rows: list[_Row], outputs: list[PlacedVectors], *, shift: Shift, hide: bool, **options: Any
+    model: Any, rows: list[_Row], outputs: list[OffsetVectors], *, shift: Shift, hide: bool, **options: Any
 ) -> None:
     """Run the rows through the model, and write the vectors of each text's tokens."""
     probe_attention(model)
@@ -233,7 +232,7 @@ def encode_words(
     *,
     is_split_into_words: bool = False,
     **options: Any,
-) -> PlacedVectors | list[PlacedVectors]:
+) -> OffsetVectors | list[OffsetVectors]:
     """Embed every word of a text by the mean of its tokens' vectors from `encode_tokens`.
 
     A token belongs to the word that contains most of its characters, excluding white space. A word that shares all its
@@ -247,7 +246,7 @@ def encode_words(
         options: As in `encode_tokens`.
 
     Returns:
-        `PlacedVectors`, or a list of them for several texts: `vectors` `(num_words, hidden_size)` in float32, and
+        `OffsetVectors`, or a list of them for several texts: `vectors` `(num_words, hidden_size)` in float32, and
         `offsets` `(num_words, 2)` in characters of the text or of the joined words.
 
     Raises:
@@ -272,7 +271,7 @@ def encode_words(
                 means[word] = of_text.vectors[of_word].mean(axis=0)
             else:
                 dropped.append(f"{text[slice(*spans[word])]!r:.40} of text {index}")
-        outputs.append(PlacedVectors(means, np.array(spans, dtype=np.int64).reshape(-1, 2)))
+        outputs.append(OffsetVectors(means, np.array(spans, dtype=np.int64).reshape(-1, 2)))
     if dropped:
         warnings.warn(
             f"{len(dropped)} words have no token, because the tokenizer drops their characters, and get vectors of "

@@ -120,6 +120,13 @@ def tiny_model(
     return model
 
 
+@pytest.fixture
+def checkpoint(tiny_model: MagnetLlamaForCausalLM, tmp_path: Path) -> Path:
+    """Return the folder of the saved tiny model, whose files a test may change."""
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
 @pytest.fixture(scope="session")
 def _space_run_weights(tiny_config: LlamaConfig) -> MagnetLlamaForCausalLM:
     """Build the weights once; tests get copies."""

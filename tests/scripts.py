@@ -1,8 +1,10 @@
-"""Run a script like `python SCRIPT ARGUMENTS`, in this process, which has already imported torch."""
+"""Run scripts in this process, which has already imported torch, and code in a process of its own."""
 
 import contextlib
 import io
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -35,3 +37,13 @@ def run_script(script: ModuleType | Path, *arguments: str) -> tuple[int, str, st
         err.write(code + "\n")
         code = 1
     return code or 0, out.getvalue(), err.getvalue()
+
+
+def run_python(code: str, *arguments: object, folder: Path, **environment: str) -> str:
+    """Run code in a process that knows no other cache than that in its folder, and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

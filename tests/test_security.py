@@ -117,36 +117,30 @@ class Bomb:
 
 
 @pytest.fixture
-def saved(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
-
-
-@pytest.fixture
 def marker(tmp_path):
     """Return the file that a test's hostile code would create."""
     yield tmp_path / "marker"
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("options", [{"use_safetensors": False}, {"variant": "odd"}], ids=["asked for", "variant"])
-def test_options_never_load_a_pickle(saved, marker, options):
-    (saved / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": Bomb(marker)}, saved / "pytorch_model.bin")
-    torch.save({"model.norm.weight": torch.ones(32)}, saved / "pytorch_model.odd.bin")
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": False}, {"variant": "odd"}], ids=str)
+def test_options_never_load_a_pickle(checkpoint, marker, options):
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb(marker)}, checkpoint / "pytorch_model.bin")
+    torch.save({"model.norm.weight": torch.ones(32)}, checkpoint / "pytorch_model.odd.bin")
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
         with pytest.raises(ValueError if "use_safetensors" in options else OSError, match="safetensors"):
-            load(saved, **options)
+            load(checkpoint, **options)
 
 
-def test_added_adapter_never_loads_a_pickle(saved, marker, tmp_path):
-    model = MagnetLlamaForCausalLM.from_pretrained(saved)
+def test_added_adapter_never_loads_a_pickle(checkpoint, marker, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({**weights, "bomb": Bomb(marker)}, tmp_path / "adapter" / "adapter_model.bin")
-    other = MagnetLlamaForCausalLM.from_pretrained(saved)
+    other = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
         other.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(other, "peft_config", None)
@@ -168,34 +162,34 @@ def write_remote_code(folder, marker):
     (folder / "custom_generate" / "generate.py").write_text((folder / "theirs.py").read_text())
 
 
-def test_remote_code_does_not_run_even_if_the_terminal_agrees(saved, marker, monkeypatch):
-    write_remote_code(saved, marker)
+def test_remote_code_does_not_run_even_if_the_terminal_agrees(checkpoint, marker, monkeypatch):
+    write_remote_code(checkpoint, marker)
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
-        model = load(saved)
+        model = load(checkpoint)
         assert type(model).__module__.startswith("modeling_magnet.")
         with pytest.raises(ValueError, match="tokenizer"):
             _ = model.tokenizer
 
 
 @pytest.mark.parametrize("value", ["some/kernel", {"": "some/kernel@v1:name"}], ids=["one", "by part"])
-def test_config_that_names_attention_code_is_refused(saved, value):
-    change(saved / "config.json", attn_implementation=value)
+def test_config_that_names_attention_code_is_refused(checkpoint, value):
+    change(checkpoint / "config.json", attn_implementation=value)
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match=r"attn_implementation.*some/kernel"):
-            load(saved)
+            load(checkpoint)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     tiny_trainer(tiny_args(folder, save_strategy="steps", save_steps=2)).train()
     return folder / "checkpoint-2"
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_resuming_does_not_execute_pickles(checkpoint, tmp_path, marker, name):
-    folder = shutil.copytree(checkpoint, tmp_path / "run" / "checkpoint-2")
+def test_resuming_does_not_execute_pickles(run, tmp_path, marker, name):
+    folder = shutil.copytree(run, tmp_path / "run" / "checkpoint-2")
     torch.save({"state": Bomb(marker)}, folder / name)
     refused = pytest.raises(Exception, match="(?i)weights.only")
     with contextlib.nullcontext() if name == "training_args.bin" else refused:  # that one is never read

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_magnet import MagnetSettings
-from modeling_magnet.configuration_magnet import check_tokenizer_fits
-from modeling_magnet.tokenization_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import check_tokenizer_fits, tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
@@ -89,12 +88,12 @@ def _about_model(
     config: Any = model.config
     if tokenizer is None and (needs_mask_token or args.uses_contrastive_loss):
         yield "`processing_class` is missing; pass the tokenizer."
-    if needs_mask_token and MagnetSettings.of(config).mask_token_id is None:
+    if needs_mask_token and MagnetSettings.from_config(config).mask_token_id is None:
         yield (
             "The model's config has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `model.tokenizer`."
         )
-    head = MagnetSettings.of(config).contrastive_head
+    head = MagnetSettings.from_config(config).contrastive_head
     if head is not None and args.uses_contrastive_loss and args.contrastive_head == "none":
         yield (
             f"The model was saved with the head {head!r}, but `contrastive_head` is 'none'. Train with the same head, "
@@ -212,7 +211,7 @@ def _about_pair_length(
         yield "The tokenizer has no EOS token, whose state embeds a sentence. Set `tokenizer.eos_token`."
     else:
         prompt = args.contrastive_prompt or None
-        length = len(tokenize_texts(tokenizer, [""], prompt=prompt, max_length=2**31)[0])
+        length = len(tokenize_texts(tokenizer, [""], prompt=prompt, max_length=2**31).input_ids[0])
         if length >= args.contrastive_max_length:
             yield (
                 f"`contrastive_max_length` is {args.contrastive_max_length}, but prompt, BOS and EOS take {length} "

@@ -100,7 +100,7 @@ class DataCollatorForMagnet:
             model_config (`PreTrainedConfig`): Of the mask token and the size of the vocabulary.
             settings, seed: As in the class.
         """
-        mask_token_id = MagnetSettings.of(model_config).mask_token_id
+        mask_token_id = MagnetSettings.from_config(model_config).mask_token_id
         if mask_token_id is None:
             raise ValueError(
                 "`model_config` has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` from "
@@ -185,14 +185,14 @@ class DataCollatorForPairs:
             number of forwards, in each of which sharded weights are gathered.
         """
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
-        token_rows = tokenize_texts(
+        text_rows = tokenize_texts(
             self.tokenizer,
             texts,
             prompt=self.prompt,
             max_length=self.max_length,
             split_special_tokens=self.split_special_tokens,
         )
-        batch: dict[str, Any] = pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
+        batch: dict[str, Any] = pad_token_rows(text_rows.input_ids, pad_token_id=self.pad_token_id)
         if self.mini_batch_tokens is not None:
             lengths = batch["attention_mask"].sum(1)  # (2P,)
             batch["order"] = lengths.argsort(descending=True, stable=True)

@@ -13,7 +13,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
-from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
+from modeling_magnet.configuration_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
 # Options of `mteb.evaluate(encode_kwargs=)` that do not change embeddings, and the precision, which MTEB records.

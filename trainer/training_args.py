@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_xla_available
 
-from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
+from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
 from .loss_phases import LossPhase, parse_phases

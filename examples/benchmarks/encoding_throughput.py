@@ -143,7 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     texts = sample_texts(args.texts, number=args.limit, seed=0)
     model, embedder = open_both(args)
     prompt = model.magnet_settings.prompts[model.magnet_settings.default_prompt_name]
-    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings)
+    rows = tokenize_texts(
+        model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings
+    ).input_ids
     lengths = [len(row) for row in rows]
     floor, rate = operations(lengths, model.config), matrix_rate(dtype, device)
     print(

@@ -57,7 +57,7 @@ def _loaded_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator
 
 
 def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
-    if model.has_adapter and MagnetSettings.of(model.config).adapter_modes is not None:
+    if model.has_adapter and MagnetSettings.from_config(model.config).adapter_modes is not None:
         yield not_applicable("stock class", "an adapter bound to modes, which a stock class does not know")
         return
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -80,7 +80,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
     if getattr(model, "is_quantized", False):
         return [not_applicable(MERGED, "the base is quantized; load the adapter on the base as it was")]
     target = folder / "merged"
-    modes = MagnetSettings.of(model.config).adapter_modes
+    modes = MagnetSettings.from_config(model.config).adapter_modes
     model.set_adapter_modes(None)  # an adapter that is limited to some modes cannot be merged
     try:
         model.save_pretrained(target, merge_adapter=True, verify=False)
@@ -98,7 +98,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 def adapter_mode_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     """Compare causal logits with those of the base without the adapter."""
-    modes = MagnetSettings.of(model.config).adapter_modes if model.has_adapter else None
+    modes = MagnetSettings.from_config(model.config).adapter_modes if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:

@@ -59,7 +59,7 @@ def echo_rows(
     Source: Springer et al. 2024 (Echo embeddings, https://huggingface.co/papers/2402.15449), section 3, and the
     template `query` of https://github.com/jakespringer/echo-embeddings.
     """
-    check_echo_room(tokenizer, prompt=prompt, max_length=max_length)
+    check_echo_prompt_fits(tokenizer, prompt=prompt, max_length=max_length)
     before, between = echo_frame(prompt)
     front = bos_ids(tokenizer)
     if not texts:
@@ -88,7 +88,7 @@ def echo_frame(prompt: str) -> tuple[str, str]:
     return before.replace("{prompt}", prompt.strip().removesuffix(":")), between
 
 
-def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> None:
+def check_echo_prompt_fits(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> None:
     """Refuse a template that leaves no room for two tokens of text."""
     check_text(prompt, name="prompt")
     frame = "".join(echo_frame(prompt))
@@ -157,7 +157,9 @@ class CausalReader:
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         tokenizer = self.model.tokenizer
-        rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
+        rows = tokenize_texts(
+            tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer)
+        ).input_ids
         left_out = prompt_length(tokenizer, prompt)
         return _pooled_causally(self.model, rows, pooling=self.pooling, prompt_length=left_out)
 

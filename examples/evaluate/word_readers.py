@@ -15,14 +15,14 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import ReadingMode, token_budget
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length, plan_batches
-from modeling_magnet.words_magnet import PlacedVectors, Shift, owners_of_tokens
+from modeling_magnet.words_magnet import OffsetVectors, Shift, owners_of_tokens
 
 READINGS = (*get_args(ReadingMode), "encoder")
 # The default output that represents a token. From left to right, the output before a word has not read the word;
 # LLM2Vec also takes a causal model's own outputs, and a control that is compared with it must do the same.
 SHIFTS: dict[str, Shift] = {"bidirectional": "next", "causal": "same", "encoder": "same"}
 
-TokenReader = Callable[[list[str]], list[PlacedVectors]]
+TokenReader = Callable[[list[str]], list[OffsetVectors]]
 # Number of sentences whose token vectors are in memory at once.
 _SENTENCES_AT_ONCE = 512
 
@@ -60,11 +60,11 @@ def reading_of(path: str, asked: str | None) -> str:
 
 
 @torch.no_grad()
-def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[PlacedVectors]:
+def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[OffsetVectors]:
     """Return the last hidden states of every token of texts, without special tokens.
 
     Returns:
-        `list[PlacedVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
+        `list[OffsetVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
         `(num_tokens, 2)`, in characters of the text.
     """
     rows: Any = tokenizer(
@@ -75,7 +75,7 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
     if 0 < context < max(lengths, default=0):  # XLNet, which has no limit, returns -1
         raise ValueError(f"A text has {max(lengths)} tokens, but the encoder reads {context} at most. Split it.")
     inputs = [name for name in tokenizer.model_input_names if name in rows]
-    vectors: dict[int, PlacedVectors] = {}
+    vectors: dict[int, OffsetVectors] = {}
     for batch in plan_batches(lengths, max_tokens=token_budget(model)):
         chosen = {name: [rows[name][index] for index in batch] for name in inputs}
         padded: Any = tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True)
@@ -84,7 +84,7 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
         for index, states, mask in zip(batch, hidden, padded["attention_mask"].bool().cpu().numpy(), strict=True):
             is_text = np.array(rows["special_tokens_mask"][index]) == 0
             offsets = np.array(rows["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)
-            vectors[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
+            vectors[index] = OffsetVectors(states[mask][is_text], offsets[is_text])
     return [vectors[index] for index in range(len(texts))]
 
 
@@ -115,7 +115,7 @@ def tabulate(read_tokens: TokenReader, sentences: Sequence[Sequence[str]], *, de
     return WordStates(states, bounds, missing)
 
 
-def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def mean_over_words(tokens: OffsetVectors, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Average the vectors of tokens over their words.
 
     Returns:

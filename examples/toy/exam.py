@@ -122,7 +122,7 @@ class Exam:
     def causal_perplexity(self, model: Any) -> float:
         """Return the perplexity of whole stories, read from left to right."""
         texts = [story.text for story in self.stories]
-        rows = tokenize_texts(self.tokenizer, texts, prompt=None, max_length=self.max_length)
+        rows = tokenize_texts(self.tokenizer, texts, prompt=None, max_length=self.max_length).input_ids
         return self._perplexity(model, rows, [[0] + [1] * (len(row) - 1) for row in rows], mode=None)
 
     @torch.no_grad()

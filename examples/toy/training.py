@@ -26,7 +26,8 @@ from examples.toy.exam import Exam
 from examples.toy.language import THINGS, Story, read_rows, write_corpus
 from examples.toy.table import Models
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT, tokenize_texts
+from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
+from modeling_magnet.tokenization_magnet import tokenize_texts
 from trainer import MagnetTrainer, MagnetTrainingArguments
 
 MAX_LENGTH = 128
@@ -112,7 +113,9 @@ def prepare(folder: Path, *, budget: Budget, seed: int) -> Material:
         max_length=MAX_LENGTH,
     )
     stories, everything = (
-        Dataset.from_dict({"input_ids": tokenize_texts(tokenizer, chosen, prompt=None, max_length=MAX_LENGTH)})
+        Dataset.from_dict(
+            {"input_ids": tokenize_texts(tokenizer, chosen, prompt=None, max_length=MAX_LENGTH).input_ids}
+        )
         for chosen in (story_texts, story_texts + pair_texts)
     )
     pairs = Dataset.from_list(texts["pairs_train"])

@@ -58,7 +58,7 @@ def write_adapter_settings(model: Any, directory: Path) -> None:
     """Write the MAGNET settings and the shape of the base to magnet_adapter.json."""
     values = model.config.to_dict()
     contents: dict[str, Any] = {
-        "magnet": MagnetSettings.of(model.config).to_dict(),
+        "magnet": MagnetSettings.from_config(model.config).to_dict(),
         "base": {key: values.get(key) for key in BASE_SHAPE},
     }
     record = gguf.file_record(model._weights_source)

@@ -29,7 +29,7 @@ def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
     """Raise a `ValueError` if there is no adapter, or if merging would lose it or switch it on in further modes."""
     if not model.has_adapter:
         raise ValueError("`merge_adapter=True` was passed, but this model has no adapter. Omit the argument.")
-    modes = MagnetSettings.of(model.config).adapter_modes
+    modes = MagnetSettings.from_config(model.config).adapter_modes
     if modes is not None:
         raise ValueError(
             f"The adapter is only on in {modes}; merged, it would be on in every mode. Save it with "

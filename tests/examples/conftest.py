@@ -1,15 +1,13 @@
-"""Provide saved models: a tiny checkpoint, a plain Llama to adapt, and several kinds and families for the doctor."""
+"""Provide saved models: a plain Llama to adapt, and several kinds and families for the doctor."""
 
 import shutil
 
 import pytest
-import torch
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM
 
 from modeling_magnet import AutoMagnetForCausalLM
 
-from ..modeling_magnet.test_families_magnet import make_config
+from ..adapters import add_lora
+from ..modeling_magnet.test_families_magnet import write_decoder
 from .doctor_runs import BOUND, FAMILY_NAMES
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -18,13 +16,6 @@ from .tiny_run import save_plain_llama, tiny_options
 def _own_cache(tmp_path, monkeypatch):
     """Isolate the data set cache of each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def checkpoint(tmp_path, tiny_model):
-    """Return the folder of the saved tiny model, whose weights a test may change."""
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
 
 
 @pytest.fixture
@@ -45,15 +36,10 @@ def doctor_models(tiny_tokenizer, tmp_path_factory):
     made = {}
     for family in FAMILY_NAMES:
         folder = tmp_path_factory.mktemp(family)
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(make_config(family)).save_pretrained(folder / "plain")
-        tiny_tokenizer.save_pretrained(str(folder / "plain"))
+        write_decoder(folder / "plain", family, tiny_tokenizer)
         AutoMagnetForCausalLM.from_pretrained(folder / "plain").save_pretrained(folder / "saved")
         for base, names in (("saved", ("adapter", "bound")), ("plain", ("adapter over plain",))):
-            model = AutoMagnetForCausalLM.from_pretrained(folder / base)
-            model.add_adapter(
-                LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, init_lora_weights=False)
-            )
+            model = add_lora(AutoMagnetForCausalLM.from_pretrained(folder / base), r=2)
             for name in names:
                 model.set_adapter_modes(BOUND if name == "bound" else None)
                 model.save_pretrained(folder / name)

@@ -29,8 +29,8 @@ def test_penalty_in_generation_config_is_ignored(tiny_model, tiny_tokenizer, sto
     for config in (tiny_model.generation_config, stock.generation_config):
         config.update(**settings)
     ids = tiny_tokenizer(TEXTS[0], return_tensors="pt")
-    penalised = stock.generate(**ids, do_sample=False, max_new_tokens=NEW, pad_token_id=2)
-    assert penalised[0, ids.input_ids.shape[1] :].tolist() != plain[0].token_ids
+    penalized = stock.generate(**ids, do_sample=False, max_new_tokens=NEW, pad_token_id=2)
+    assert penalized[0, ids.input_ids.shape[1] :].tolist() != plain[0].token_ids
     assert continue_texts(tiny_model, TEXTS, max_new_tokens=NEW) == plain
 
 

@@ -11,8 +11,8 @@ def make_words(number=60, *, hidden=6, num_labels=3, noise=1.0, seed=0):
     """Return words around a center per label, in sentences of one to four words."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, num_labels, size=number)
-    centres = random.normal(size=(num_labels, hidden)) * 3
-    states = (centres[labels] + noise * random.normal(size=(number, hidden))).astype(np.float32)
+    centers = random.normal(size=(num_labels, hidden)) * 3
+    states = (centers[labels] + noise * random.normal(size=(number, hidden))).astype(np.float32)
     bounds = [0]
     while bounds[-1] < number:
         bounds.append(min(bounds[-1] + int(random.integers(1, 5)), number))

@@ -6,14 +6,13 @@ import lzma
 import random
 
 import pytest
-import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from peft import LoraConfig
 
 from examples.evaluate import mmlu
 from examples.evaluate.mmlu_data import GROUPS, load_group, read_questions, task_configs, task_manager
 from modeling_magnet import MagnetLlamaForCausalLM
+from tests.adapters import add_lora
 
 WORDS = "cat mat dog apple bread girl forest lunch sat barked little sentence".split()
 SUBJECTS = [subject for group in GROUPS.values() for subject in task_configs(task_manager(), group)]
@@ -95,10 +94,8 @@ def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, checkpoint, folder, 
 
 
 def test_disabled_adapter_scores_like_the_base(tmp_path, checkpoint, questions):
-    torch.manual_seed(1)
-    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
-    model.eval().save_pretrained(tmp_path / "always on")
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint))
+    model.save_pretrained(tmp_path / "always on")
     model.set_adapter_modes(["bidirectional", "infill"])
     model.save_pretrained(tmp_path / "adapter")
 

@@ -116,8 +116,8 @@ MUTATIONS = (
         name="prompt_dropped",
         bug="texts are encoded without their prompt",
         file="modeling_magnet/encoding_magnet.py",
-        text="texts, **self.reading, lost=",
-        replacement="texts, **{**self.reading, 'prompt': None}, lost=",
+        text="self.tokenizer, texts, **self.reading)",
+        replacement="self.tokenizer, texts, **{**self.reading, 'prompt': None})",
         tests=("tests/modeling_magnet/test_encoding_magnet.py",),
     ),
 )

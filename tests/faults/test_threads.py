@@ -21,6 +21,8 @@ BLANKS = "The king lived in [blank] with his daughter, and [blank] died there."
 def calls_of(model):
     """Return every kind of call that users mix, by name; `same` compares the results."""
     prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
+    ids, segments = prompt["input_ids"], torch.zeros_like(prompt["input_ids"])
+    segments[:, 3:5] = 1
     return {
         "encode": lambda: model.encode(TEXTS),
         "words": lambda: model.encode_words(TEXTS[0].split()),
@@ -28,7 +30,9 @@ def calls_of(model):
         "infill, several": lambda: model.infill_blanks([BLANKS, BLANKS], max_new_tokens=3, num_return_sequences=2),
         "generate": lambda: model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0),
         "score": lambda: [one.logprobs for one in model.score_infill("The cat", [" sat", " ran"], " down.")],
-        "forward": lambda: model(prompt["input_ids"], mode="bidirectional").logits,
+        "causal": lambda: model(ids).logits,
+        "bidirectional": lambda: model(ids, mode="bidirectional").logits,
+        "infill, forward": lambda: model(ids, mode="infill", segment_ids=segments).logits,
     }
 
 
@@ -86,16 +90,18 @@ def bound_to_modes(path):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "adapted"),
+    ("name", "implementation", "adapted"),
     [
-        ("sdpa", True),
-        pytest.param("eager", False, marks=pytest.mark.long),
-        pytest.param("sdpa", False, marks=pytest.mark.long),
-        pytest.param("eager", True, marks=pytest.mark.long),
+        ("checkpoint", "sdpa", True),
+        ("stories260k", "sdpa", True),
+        pytest.param("stories260k", "eager", False, marks=pytest.mark.long),
+        pytest.param("stories260k", "sdpa", False, marks=pytest.mark.long),
+        pytest.param("stories260k", "eager", True, marks=pytest.mark.long),
     ],
 )
-def test_threads_give_single_thread_results_and_write_nothing(stories260k, adapted, implementation, monkeypatch):
-    model = bound_to_modes(stories260k) if adapted else MagnetLlamaForCausalLM.from_pretrained(stories260k)
+def test_threads_give_single_thread_results_and_write_nothing(request, name, adapted, implementation, monkeypatch):
+    path = request.getfixturevalue(name)
+    model = bound_to_modes(path) if adapted else MagnetLlamaForCausalLM.from_pretrained(path)
     model.set_attn_implementation(implementation)
     model.eval()
     calls = calls_of(model)

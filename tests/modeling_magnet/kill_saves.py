@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from tests.adapters import add_lora
 
 IDS = torch.tensor([[1, 40, 41, 42]])
 # What a child does to files; each is a moment to be killed at.
@@ -40,9 +40,7 @@ def make_models(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         sharded.lm_head.weight.mul_(-1)
         sharded.model.embed_tokens.weight.mul_(2)
     sharded.config.magnet["default_prompt_name"] = None
-    adapted = MagnetLlamaForCausalLM.from_pretrained(folder)
-    torch.manual_seed(0)
-    adapted.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    adapted = add_lora(MagnetLlamaForCausalLM.from_pretrained(folder))
     return {"plain": (plain, {}), "sharded": (sharded, {"max_shard_size": "20KB"}), "adapter": (adapted, {})}
 
 

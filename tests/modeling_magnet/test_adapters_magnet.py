@@ -3,17 +3,16 @@
 import copy
 import json
 import pickle
-import random
-import threading
 
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.adapters_magnet import ADAPTER_LAYERS
+from tests.adapters import add_lora, lora
 
 BOUND = ["bidirectional", "infill"]
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44], [1, 50, 51, 52, 53, 54], [1, 60, 61, 62, 63, 64]])
@@ -21,25 +20,14 @@ SEGMENTS = torch.tensor([[0, 0, 1, 1, 0, 0]]).expand(3, -1)
 TEXTS = ["The cat sat.", "She ate the apple for breakfast.", "dog"]
 
 
-def lora(**changes):
-    """Return the config of an adapter that changes outputs from its first step on."""
-    return LoraConfig(
-        **{"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, "init_lora_weights": False, **changes}
-    )
+def adapt(checkpoint, **options):
+    """Return the model of a checkpoint with an adapter."""
+    return add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint), **options)
 
 
 @pytest.fixture
-def base_folder(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def adapted(base_folder):
-    torch.manual_seed(3)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(lora())
-    return model.eval()
+def adapted(checkpoint):
+    return adapt(checkpoint, seed=3)
 
 
 @pytest.fixture
@@ -49,8 +37,8 @@ def bound(adapted):
 
 
 @pytest.fixture
-def stock(base_folder):
-    return AutoModelForCausalLM.from_pretrained(base_folder).eval()
+def stock(checkpoint):
+    return AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 
 
 def differs(first, second):
@@ -60,16 +48,13 @@ def differs(first, second):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_causal_mode_is_the_base_bit_for_bit(base_folder, implementation, dtype):
+def test_causal_mode_is_the_base_bit_for_bit(checkpoint, implementation, dtype):
     options = {"attn_implementation": implementation, "dtype": dtype}
-    torch.manual_seed(3)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder, **options)
-    model.add_adapter(lora())
-    model.eval()
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint, **options), seed=3)
     always = {
         mode: model(IDS, mode=mode, segment_ids=SEGMENTS if mode == "infill" else None) for mode in ("causal", *BOUND)
     }
-    stock = AutoModelForCausalLM.from_pretrained(base_folder, **options).eval()
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, **options).eval()
     assert differs(model(IDS).logits, stock(IDS).logits)
     model.set_adapter_modes(BOUND)
     for mask in (None, torch.ones_like(IDS), torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6, [1, 1, 1, 1, 0, 0]])):
@@ -81,41 +66,6 @@ def test_causal_mode_is_the_base_bit_for_bit(base_folder, implementation, dtype)
     assert torch.equal(model.generate(IDS, **options), stock.generate(IDS, **options))
     model.set_adapter_modes(None)
     assert torch.equal(model(IDS).logits, always["causal"].logits)
-
-
-@pytest.mark.long
-def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock):
-    """Each thread uses the modes in a different order; each result is compared to that of a single-threaded model."""
-    before = copy.deepcopy(bound.config.to_dict())
-    with torch.no_grad():
-        calls = {
-            "causal": lambda: bound(IDS).logits,
-            "bidirectional": lambda: bound(IDS, mode="bidirectional").last_hidden_state,
-            "infill": lambda: bound(IDS, mode="infill", segment_ids=SEGMENTS).logits,
-            "encode": lambda: torch.from_numpy(bound.encode(TEXTS)),
-            "score": lambda: torch.tensor(bound.score_infill("The cat", [" sat", " ran"], " down.")[0].logprobs),
-        }
-        expected = {name: call() for name, call in calls.items()}
-        assert torch.equal(expected["causal"], stock(IDS).logits)
-        wrong, done = [], []
-
-        def work(seed):
-            order = random.Random(seed)
-            with torch.no_grad():
-                for _ in range(250):
-                    name = order.choice(list(calls))
-                    done.append(name)
-                    if not torch.equal(calls[name](), expected[name]):
-                        wrong.append(name)
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(done) == 1000 and set(done) == set(calls)
-    assert wrong == []
-    assert bound.config.to_dict() == before
 
 
 @torch.no_grad()
@@ -166,32 +116,28 @@ def test_an_adapter_may_be_on_in_any_set_of_modes(adapted, stock):
     ids=["embeddings", "saved module", "dora", "rslora"],
 )
 @torch.no_grad()
-def test_other_lora_variants_can_be_bypassed(base_folder, stock, changes):
-    torch.manual_seed(3)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(lora(**changes))
+def test_other_lora_variants_can_be_bypassed(checkpoint, stock, changes):
+    model = adapt(checkpoint, seed=3, **changes)
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name:
             parameter.add_(1)
-    model.eval()
     assert differs(model(IDS).logits, stock(IDS).logits)
     model.set_adapter_modes(BOUND)
     assert torch.equal(model(IDS).logits, stock(IDS).logits)
     assert differs(model(IDS, mode="infill", segment_ids=SEGMENTS).logits, model(IDS).logits)
 
 
-def test_adapters_that_cannot_be_bypassed_raise(base_folder, tiny_model):
+def test_adapters_that_cannot_be_bypassed_raise(checkpoint, tiny_model):
     with pytest.raises(ValueError, match="has no adapter to bind"):
         tiny_model.set_adapter_modes(BOUND)
     with pytest.raises(ValueError, match="Unknown mode 'off'"):
         tiny_model.set_adapter_modes(["off"])
     with pytest.raises(ValueError, match=r"`modes` is 'infill'; expected a list of modes, such as \['infill'\]"):
         tiny_model.set_adapter_modes("infill")
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(lora(bias="all"))
+    model = adapt(checkpoint, bias="all")
     with pytest.raises(ValueError, match=r"biases of the base model \(bias='all'\)"):
         model.set_adapter_modes(BOUND)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.add_adapter(
         IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     )
@@ -199,13 +145,11 @@ def test_adapters_that_cannot_be_bypassed_raise(base_folder, tiny_model):
         model.set_adapter_modes(BOUND)
 
 
-def test_layers_without_a_hook_raise(tiny_model, adapted):
-    adapted.set_adapter_modes(BOUND)
-    merged = copy.deepcopy(adapted)
-    for layer in (layer for layer in merged.modules() if isinstance(layer, ADAPTER_LAYERS)):
+def test_layers_without_a_hook_raise(bound):
+    for layer in (layer for layer in bound.modules() if isinstance(layer, ADAPTER_LAYERS)):
         layer._forward_pre_hooks.clear()
     with pytest.raises(ValueError, match="some adapter layer has no hook"):
-        merged(IDS)
+        bound(IDS)
 
 
 def test_gradient_checkpointing_raises_if_the_adapter_is_off(bound):
@@ -226,9 +170,9 @@ def test_a_bound_model_can_be_copied_and_pickled(bound, stock):
 
 
 @torch.no_grad()
-def test_a_peft_model_around_ours_can_be_bound(base_folder, stock):
+def test_a_peft_model_around_ours_can_be_bound(checkpoint, stock):
     torch.manual_seed(3)
-    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(checkpoint), lora()).eval()
     embedding = wrapped.encode(TEXTS)
     wrapped.set_adapter_modes(BOUND)
     assert torch.equal(wrapped(input_ids=IDS).logits, stock(IDS).logits)
@@ -240,21 +184,21 @@ def test_a_peft_model_around_ours_can_be_bound(base_folder, stock):
 
 
 @torch.no_grad()
-def test_an_adapter_directory_keeps_everything(bound, base_folder, stock, tmp_path):
+def test_an_adapter_directory_keeps_everything(bound, checkpoint, stock, tmp_path):
     bound.config.magnet["prompts"]["query"] = "Find"
     folder = tmp_path / "adapter"
     bound.save_pretrained(folder)
     names = {file.name for file in folder.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "magnet_adapter.json", "tokenizer.json"} <= names
     assert not names & {"config.json", "model.safetensors", "modeling_magnet.py"}
-    assert (folder / "adapter_model.safetensors").stat().st_size < (base_folder / "model.safetensors").stat().st_size
+    assert (folder / "adapter_model.safetensors").stat().st_size < (checkpoint / "model.safetensors").stat().st_size
     loaded, info = MagnetLlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.magnet_settings == bound.magnet_settings
     assert loaded.config.magnet["adapter_modes"] == BOUND
     assert torch.equal(loaded(IDS).logits, stock(IDS).logits)
     np.testing.assert_array_equal(loaded.encode(TEXTS, prompt_name="query"), bound.encode(TEXTS, prompt_name="query"))
-    by_hand = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    by_hand = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     by_hand.load_adapter(str(folder))
     np.testing.assert_array_equal(by_hand.encode(TEXTS), bound.encode(TEXTS))
     assert torch.equal(by_hand(IDS).logits, stock(IDS).logits)
@@ -265,7 +209,7 @@ def test_an_adapter_directory_keeps_everything(bound, base_folder, stock, tmp_pa
 
 
 @torch.no_grad()
-def test_a_kept_head_travels_with_the_adapter(base_folder, adapted, tmp_path):
+def test_a_kept_head_travels_with_the_adapter(checkpoint, adapted, tmp_path):
     from modeling_magnet.pooling_magnet import ContrastiveHead
 
     adapted.sscl_head = ContrastiveHead(adapted.config.hidden_size)
@@ -281,19 +225,19 @@ def test_a_kept_head_travels_with_the_adapter(base_folder, adapted, tmp_path):
 
 
 @torch.no_grad()
-def test_an_adapter_saved_by_peft_loads(base_folder, tmp_path):
+def test_an_adapter_saved_by_peft_loads(checkpoint, tmp_path):
     torch.manual_seed(3)
-    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(checkpoint), lora()).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
     np.testing.assert_array_equal(loaded.encode(TEXTS), wrapped.encode(TEXTS))
     inner = tmp_path / "inner"
     wrapped.get_base_model().save_pretrained(inner)
-    again = PeftModel.from_pretrained(MagnetLlamaForCausalLM.from_pretrained(base_folder), inner)
+    again = PeftModel.from_pretrained(MagnetLlamaForCausalLM.from_pretrained(checkpoint), inner)
     np.testing.assert_array_equal(again.encode(TEXTS), wrapped.encode(TEXTS))
 
 
-def test_an_adapter_of_another_base_raises(adapted, base_folder, tmp_path):
+def test_an_adapter_of_another_base_raises(adapted, checkpoint, tmp_path):
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     stored = json.loads((folder / "magnet_adapter.json").read_text())
@@ -305,11 +249,11 @@ def test_an_adapter_of_another_base_raises(adapted, base_folder, tmp_path):
     config = copy.deepcopy(adapted.config)
     config.hidden_size = 64
     config.magnet["adapter_modes"] = None
-    MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
+    MagnetLlamaForCausalLM(config).save_pretrained(checkpoint)
     with pytest.raises(ValueError, match="mismatched tensors"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
     config.hidden_size, config.num_hidden_layers = 32, 2
-    MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
+    MagnetLlamaForCausalLM(config).save_pretrained(checkpoint)
     with pytest.raises(ValueError, match="unexpected tensors"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
 
@@ -323,23 +267,23 @@ def test_an_adapter_of_another_base_raises(adapted, base_folder, tmp_path):
     ],
     ids=["type", "module", "no JSON"],
 )
-def test_an_adapter_config_that_peft_cannot_use_raises(adapted, base_folder, tmp_path, monkeypatch, changes, message):
+def test_an_adapter_config_that_peft_cannot_use_raises(adapted, checkpoint, tmp_path, monkeypatch, changes, message):
     adapted.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text("{" if changes is None else json.dumps({**json.loads(file.read_text()), **changes}))
     (tmp_path / "theirs.py").write_text("raise SystemExit('it was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match=rf"adapter.*{message}"):
         model.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(model, "peft_config", None)
 
 
-def test_invalid_adapter_weights_raise_and_leave_the_model_unchanged(adapted, base_folder, tmp_path):
+def test_invalid_adapter_weights_raise_and_leave_the_model_unchanged(adapted, checkpoint, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be read .SafetensorError: "):
         model.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(model, "peft_config", None)
@@ -362,18 +306,11 @@ def test_an_adapter_without_its_base_raises(adapted, tmp_path):
 # ---- Several adapters, and what goes wrong behind the model's back ----
 
 
-def saved_adapter(base_folder, folder, seed, **changes):
-    torch.manual_seed(seed)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(lora(**changes))
-    model.eval().save_pretrained(folder)
-    return model
-
-
 @torch.no_grad()
-def test_two_adapters_can_be_loaded_side_by_side(base_folder, tmp_path, stock):
-    first = saved_adapter(base_folder, tmp_path / "one", 1)
-    second = saved_adapter(base_folder, tmp_path / "two", 2)
+def test_two_adapters_can_be_loaded_side_by_side(checkpoint, tmp_path, stock):
+    first, second = adapt(checkpoint, seed=1), adapt(checkpoint, seed=2)
+    first.save_pretrained(tmp_path / "one")
+    second.save_pretrained(tmp_path / "two")
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "one")
     model.load_adapter(str(tmp_path / "two"), adapter_name="two")
     for name, single in (("default", first), ("two", second)):
@@ -400,9 +337,9 @@ def test_an_adapter_that_is_added_later_is_bound_as_well(bound, stock):
 
 
 @torch.no_grad()
-def test_changes_made_through_peft_raise(base_folder):
+def test_changes_made_through_peft_raise(checkpoint):
     torch.manual_seed(3)
-    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(checkpoint), lora()).eval()
     wrapped.set_adapter_modes(BOUND)
     wrapped(input_ids=IDS)
     wrapped.add_adapter("second", lora(target_modules=["v_proj"]))
@@ -418,14 +355,14 @@ def test_changes_made_through_peft_raise(base_folder):
     merged(IDS)
 
 
-def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(base_folder, tmp_path, stock):
+def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(checkpoint, tmp_path, stock):
     from safetensors.torch import load_file, save_file
 
-    saved_adapter(base_folder, tmp_path / "adapter", 1)
+    adapt(checkpoint).save_pretrained(tmp_path / "adapter")
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     weights.pop(sorted(weights)[0])
     save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     for _ in range(2):
         with pytest.raises(ValueError, match="missing tensors"):
             model.load_adapter(str(tmp_path / "adapter"))
@@ -438,14 +375,12 @@ def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(base_folder, t
     "changes", [{"use_dora": True}, {"trainable_token_indices": [40, 41]}], ids=["dora", "tokens"]
 )
 @torch.no_grad()
-def test_adapter_types_with_names_only_peft_knows_survive_a_round_trip(base_folder, tmp_path, changes):
-    torch.manual_seed(1)
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(lora(**changes))
+def test_adapter_types_with_names_only_peft_knows_survive_a_round_trip(checkpoint, tmp_path, changes):
+    model = adapt(checkpoint, **changes)
     for name, parameter in model.named_parameters():
         if "trainable_tokens" in name or "magnitude" in name:
             parameter.mul_(1.3)
-    model.eval().save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
     np.testing.assert_array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
 
@@ -456,24 +391,20 @@ def test_an_adapter_remembers_which_files_its_base_is(tiny_model, tmp_path):
     tiny_model.lm_head.weight.mul_(-1)
     tiny_model.model.embed_tokens.weight.mul_(2)
     tiny_model.save_pretrained(tmp_path / "many" / "inner")
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "many", subfolder="inner")
-    torch.manual_seed(1)
-    model.add_adapter(lora())
-    model.eval().save_pretrained(tmp_path / "adapter")
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(tmp_path / "many", subfolder="inner"))
+    model.save_pretrained(tmp_path / "adapter")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
     np.testing.assert_array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
 
 
 @torch.no_grad()
-def test_adapter_modes_survive_every_way_of_loading(bound, base_folder, stock, tmp_path):
+def test_adapter_modes_survive_every_way_of_loading(bound, checkpoint, stock, tmp_path):
     from transformers import AutoConfig
 
     bound.save_pretrained(tmp_path / "adapter")
-    given = MagnetLlamaForCausalLM.from_pretrained(
-        tmp_path / "adapter", config=AutoConfig.from_pretrained(base_folder)
-    )
+    given = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter", config=AutoConfig.from_pretrained(checkpoint))
     beside = tmp_path / "beside"
-    MagnetLlamaForCausalLM.from_pretrained(base_folder).save_pretrained(beside)
+    MagnetLlamaForCausalLM.from_pretrained(checkpoint).save_pretrained(beside)
     for name in ("adapter_config.json", "adapter_model.safetensors", "magnet_adapter.json"):
         (beside / name).write_bytes((tmp_path / "adapter" / name).read_bytes())
     for model in (given, MagnetLlamaForCausalLM.from_pretrained(beside)):
@@ -483,12 +414,9 @@ def test_adapter_modes_survive_every_way_of_loading(bound, base_folder, stock, t
 
 
 @torch.no_grad()
-def test_a_nested_call_of_another_model_is_independent(bound, base_folder):
+def test_a_nested_call_of_another_model_is_independent(bound, checkpoint):
     """A base-only call of one model does not affect another model that is called within it."""
-    torch.manual_seed(8)
-    other = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    other.add_adapter(lora())
-    other.eval()
+    other = adapt(checkpoint, seed=8)
     other.set_adapter_modes(BOUND)
     for modes in (BOUND, None, ["causal"]):
         other.set_adapter_modes(modes)
@@ -509,12 +437,12 @@ def test_adapter_weights_load_from_memory(tiny_model):
         assert torch.equal(other(IDS).logits, tiny_model(IDS).logits)
 
 
-def test_unexpected_weights_warn(base_folder):
-    values = json.loads((base_folder / "config.json").read_text())
+def test_unexpected_weights_warn(checkpoint):
+    values = json.loads((checkpoint / "config.json").read_text())
     values["num_hidden_layers"] = 2
-    (base_folder / "config.json").write_text(json.dumps(values))
+    (checkpoint / "config.json").write_text(json.dumps(values))
     with pytest.warns(UserWarning, match=r"that the model does not use.*'model.layers.2"):
-        MagnetLlamaForCausalLM.from_pretrained(base_folder)
+        MagnetLlamaForCausalLM.from_pretrained(checkpoint)
 
 
 def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(adapted, tmp_path):
@@ -532,8 +460,8 @@ def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(a
                 SentenceTransformer(str(folder))
 
 
-def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(base_folder, tmp_path):
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(checkpoint, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.tokenizer.add_tokens(["<magnet>", "<needle>"])
     with pytest.raises(ValueError, match="has 302 tokens, but the model embeds 300.*resize_token_embeddings"):
         model.encode("A cat.")
@@ -551,10 +479,8 @@ def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(base_fol
 
 
 @torch.no_grad()
-def test_an_adapter_is_saved_in_the_requested_dtype(base_folder, tmp_path):
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
-    model.eval()
+def test_an_adapter_is_saved_in_the_requested_dtype(checkpoint, tmp_path):
+    model = adapt(checkpoint)
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
         place = tmp_path / str(dtype)

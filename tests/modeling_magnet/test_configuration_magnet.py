@@ -1,14 +1,14 @@
-"""Settings of a checkpoint and the token that hides a context token."""
+"""Test the settings of a checkpoint."""
 
 import warnings
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM, MagnetSettings
-from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
+from modeling_magnet import MagnetSettings
+from modeling_magnet.configuration_magnet import PAPER_PROMPTS, default_prompts
+from modeling_magnet.tokenization_magnet import join_prompt
 
 
 def test_settings_survive_a_round_trip():
@@ -74,41 +74,14 @@ def test_any_json_gives_settings_or_a_value_error(values):
             assert MagnetSettings.from_dict(read.to_dict()) == read
 
 
-def test_default_mask_tokens_of_real_llamas(wiki_7m, stories260k, babyllama):
-    assert resolve_mask_token(AutoTokenizer.from_pretrained(wiki_7m))[0] == "_"
-    assert resolve_mask_token(AutoTokenizer.from_pretrained(stories260k)) == ("<0x5F>", 98)
-    with pytest.raises(ValueError, match=r"vocabulary of 105.*Pass a rare token.*`mask_token`"):
-        resolve_mask_token(AutoTokenizer.from_pretrained(babyllama))
+def test_a_stored_prompt_is_joined_as_it_is():
+    for prompt in default_prompts().values():
+        assert join_prompt(prompt, "A cat.") == prompt + "A cat."
 
 
-def test_loading_a_plain_llama_finds_its_mask_token(wiki_7m, stories260k, babyllama):
-    for directory, token in ((wiki_7m, "_"), (stories260k, "<0x5F>")):
-        model = MagnetLlamaForCausalLM.from_pretrained(directory)
-        assert model.magnet_settings.mask_token == token
-        assert model.magnet_settings.mask_token_id == model.tokenizer.convert_tokens_to_ids(token)
-        assert model.config.magnet == model.magnet_settings.to_dict()
-    with pytest.raises(ValueError, match="No mask token"):
-        MagnetLlamaForCausalLM.from_pretrained(babyllama)
-    assert MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~").magnet_settings.mask_token == "~"
-
-
-def test_the_tokenizers_own_mask_token_comes_first(tiny_tokenizer):
-    tokenizer = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, mask_token="~", unk_token="<unk>")
-    assert resolve_mask_token(tokenizer) == ("~", tokenizer.convert_tokens_to_ids("~"))
-    assert resolve_mask_token(tokenizer, "_")[0] == "_"
-
-
-@pytest.mark.parametrize("token", ["<unk>", "no such token"])
-def test_a_mask_token_outside_the_vocabulary_raises(tiny_tokenizer, token):
-    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is a single token"):
-        resolve_mask_token(tiny_tokenizer, token)
-
-
-def test_a_tokenizer_with_more_tokens_than_embeddings_raises(tiny_model, tiny_tokenizer):
-    check_tokenizer_fits(tiny_tokenizer, 300)
-    with pytest.raises(ValueError, match=r"has 300 tokens, but the model embeds 299.*resize_token_embeddings"):
-        check_tokenizer_fits(tiny_tokenizer, 299)
-    larger = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer)
-    larger.add_tokens(["<new>"])
-    with pytest.raises(ValueError, match="has 301 tokens"):
-        tiny_model.tokenizer = larger
+def test_the_papers_prompts_have_names_that_mteb_looks_for():
+    mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
+    for name in PAPER_PROMPTS:
+        if name != "STS":  # a type of tasks
+            assert mteb.get_task(name).metadata.name == name
+    assert mteb.get_task("STSBenchmark").metadata.type == "STS"

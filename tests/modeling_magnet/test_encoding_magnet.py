@@ -34,7 +34,7 @@ def wiki(wiki_7m):
 def vectors_by_hand(model, texts, *, padding_side):
     """Compute unit vectors by forward from the last real token."""
     prompt = model.magnet_settings.prompts["sentence"]
-    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=512)
+    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=512).input_ids
     batch = pad_token_rows(rows, pad_token_id=2, padding_side=padding_side)
     states = model(**batch, mode="bidirectional").last_hidden_state
     return normalize(last_token_states(states, batch["attention_mask"]), dim=-1).numpy()
@@ -94,7 +94,7 @@ def test_an_empty_text_has_the_vector_of_its_prompt(tiny_model):
 
 def test_a_long_text_is_truncated_before_its_eos(tiny_model, tiny_tokenizer):
     text = "the cat sat on the mat " * 200
-    rows = tokenize_texts(tiny_tokenizer, [text, "the cat"], prompt=None, max_length=20)
+    rows = tokenize_texts(tiny_tokenizer, [text, "the cat"], prompt=None, max_length=20).input_ids
     assert len(rows[0]) == 20 and (rows[0][0], rows[0][-1]) == (1, 2)
     assert rows[1] == [1, *tiny_tokenizer("the cat", add_special_tokens=False)["input_ids"], 2]
     vector = tiny_model.encode(text)
@@ -199,7 +199,7 @@ def test_invalid_encode_arguments_raise(tiny_model, options, message):
 
 
 def test_a_missing_tokenizer_or_eos_raises(tiny_config, tiny_model, tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"No tokenizer at ''.*model.tokenizer ="):
+    with pytest.raises(ValueError, match=r"No tokenizer can be read at ''.*model.tokenizer ="):
         MagnetLlamaForCausalLM(tiny_config).encode("a")
     without_eos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, bos_token="<s>")
     tiny_model.tokenizer = without_eos
@@ -240,7 +240,7 @@ def test_states_of_all_tokens_are_those_of_the_forward(tiny_model):
     states = tiny_model.encode(["A cat sat.", ""], output_value="token_embeddings")
     rows = tokenize_texts(
         tiny_model.tokenizer, ["A cat sat.", ""], prompt="Given the sentence, find its representation:", max_length=256
-    )
+    ).input_ids
     for row, of_text in zip(rows, states, strict=True):
         with torch.no_grad():
             expected = tiny_model(torch.tensor([row]), mode="bidirectional").last_hidden_state[0]
@@ -305,7 +305,7 @@ CALLS = {
     "tensor": lambda m: m.encode(["A cat."], convert_to_tensor=True),
     "ubinary": lambda m: m.encode(["A cat."], precision="ubinary"),
     "int8": lambda m: m.encode(["A cat.", "A dog."], precision="int8"),
-    "normalised": lambda m: m.encode(["A cat."], normalize_embeddings=True),
+    "normalized": lambda m: m.encode(["A cat."], normalize_embeddings=True),
     "token embeddings": lambda m: m.encode(["A cat."], output_value="token_embeddings"),
     "everything": lambda m: m.encode(["A cat."], output_value=None),
     "tokens": lambda m: m.encode_tokens("A cat."),
@@ -386,7 +386,7 @@ def test_output_value_none_returns_all_outputs(tiny_model):
     states = tiny_model.encode(texts, output_value="token_embeddings")
     vectors = tiny_model.encode(texts, normalize_embeddings=True, truncate_dim=8, pooling="mean")
     prompt = tiny_model.magnet_settings.prompts["sentence"]
-    rows = tokenize_texts(tiny_model.tokenizer, texts, prompt=prompt, max_length=256)
+    rows = tokenize_texts(tiny_model.tokenizer, texts, prompt=prompt, max_length=256).input_ids
     for output, row, of_text, vector in zip(outputs, rows, states, vectors, strict=True):
         assert set(output) == {"input_ids", "attention_mask", "token_embeddings", "sentence_embedding"}
         assert output["input_ids"].tolist() == row and output["attention_mask"].tolist() == [1] * len(row)

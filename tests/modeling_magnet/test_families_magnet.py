@@ -5,8 +5,6 @@ class with masks computed by a double loop.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from modeling_magnet.families_magnet import FAMILIES, AutoMagnetForCausalLM
 from modeling_magnet.masking_magnet import layer_windows
 from tests.modeling_magnet.infill_reference import fill_by_loop
+from tests.scripts import run_python
 
 WINDOW = 4
 # What differs from the defaults of a family, so that the parts under test are there: windows, soft caps.
@@ -35,7 +34,8 @@ SPECIAL = {
 WINDOWED = ("mistral", "qwen2", "gemma3_text")
 
 
-def make_config(model_type):
+def make_config(model_type, **changes):
+    """Return the config of a tiny decoder of a family."""
     return CONFIG_MAPPING[model_type](
         **{
             "vocab_size": 300,
@@ -50,14 +50,15 @@ def make_config(model_type):
             "eos_token_id": 2,
             "pad_token_id": 2,
             **SPECIAL.get(model_type, {}),
+            **changes,
         }
     )
 
 
-def write_decoder(folder, model_type, tokenizer):
+def write_decoder(folder, model_type, tokenizer, **changes):
     """Write a plain decoder of a family."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(make_config(model_type))
+    model = AutoModelForCausalLM.from_config(make_config(model_type, **changes))
     with torch.no_grad():  # norms begin as ones, which hides a forgotten one
         for name, weight in model.named_parameters():
             if "norm" in name:
@@ -212,11 +213,7 @@ def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp
         "    assert type(model).__module__.startswith('transformers_modules.'), 'the code of the checkpoint'\n"
         "print(json.dumps(told))"
     )
-    environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    assert json.loads(run_python(program, folder=tmp_path).splitlines()[-1]) == expected
 
 
 def test_a_family_without_a_class_raises(tmp_path):

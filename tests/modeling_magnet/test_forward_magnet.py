@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import threading
 
 import pytest
 import torch
@@ -31,19 +30,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
-def test_compiling_the_forward_breaks_no_graph(tiny_model, mode):
-    extra = {"segment_ids": MIXED_SEGMENTS} if mode == "infill" else {}
-    mask = torch.tensor(PADDING["left"])
-    torch._dynamo.reset()
-    with torch.no_grad():
-        report = torch._dynamo.explain(tiny_model.forward)(
-            input_ids=IDS, attention_mask=mask, mode=mode, use_cache=False, **extra
-        )
-    assert report.graph_break_count == 0, report.break_reasons
-    assert report.graph_count == 1
-
-
-@pytest.mark.parametrize("mode", ["causal", "infill"])
 @torch.no_grad()
 def test_one_compiled_graph_gives_equal_logits(tiny_model, mode):
     check_graphs(tiny_model, mode, exports=False)
@@ -115,42 +101,6 @@ def test_signatures_have_the_arguments_that_transformers_inspects():
     forward = inspect.signature(MagnetLlamaForCausalLM.forward).parameters
     assert forward["kwargs"].annotation == inspect.signature(LlamaForCausalLM.forward).parameters["kwargs"].annotation
     assert "inputs_embeds" in inspect.signature(MagnetLlamaForCausalLM.prepare_inputs_for_generation).parameters
-
-
-@torch.no_grad()
-def test_threads_share_one_model(tiny_model):
-    calls = [{"mode": "causal"}, {"mode": "bidirectional"}, {"mode": "infill", "segment_ids": MIXED_SEGMENTS}, {}]
-    expected = [tiny_model(IDS, **call).logits for call in calls]
-    config = copy.deepcopy(tiny_model.config.to_dict())
-    failures = []
-
-    def work(first):
-        with torch.no_grad():
-            for turn in range(30):
-                index = (first + turn) % len(calls)
-                if not torch.equal(tiny_model(IDS, **calls[index]).logits, expected[index]):
-                    failures.append((first, turn))
-
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert tiny_model.config.to_dict() == config
-
-
-@torch.no_grad()
-def test_no_call_writes_to_the_config_or_the_model(tiny_model):
-    config, attributes = copy.deepcopy(tiny_model.config.to_dict()), set(vars(tiny_model))
-    for call in ({}, {"mode": "bidirectional"}, {"mode": "infill", "segment_ids": MIXED_SEGMENTS}):
-        tiny_model(IDS, **call)
-    tiny_model.encode(["A cat.", "A longer text."])
-    tiny_model.encode_words("A cat")
-    tiny_model.infill("A ", " sat.", max_new_tokens=3)
-    tiny_model.generate(IDS, max_new_tokens=2, do_sample=False)
-    assert tiny_model.config.to_dict() == config
-    assert set(vars(tiny_model)) == attributes
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
 from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
@@ -24,6 +23,7 @@ from modeling_magnet.sources_magnet import CheckpointError
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
 
+from tests.adapters import add_lora
 from tests.gguf_files import SHAPE, write_gguf
 
 IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
@@ -75,7 +75,7 @@ def test_quantized_weights_are_those_of_the_stock_class(folder):
     opened = MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf", dtype=torch.bfloat16)
     assert opened.dtype == torch.bfloat16
     assert torch.equal(logits(opened), logits(stock))
-    assert not torch.equal(logits(opened), logits(random_model("llama").bfloat16())), "it was quantised"
+    assert not torch.equal(logits(opened), logits(random_model("llama").bfloat16())), "it was quantized"
 
 
 def test_a_model_from_gguf_saves_as_an_ordinary_checkpoint(folder, tmp_path):
@@ -105,10 +105,7 @@ def test_the_tokenizer_is_that_of_the_file(folder, tiny_tokenizer):
 
 
 def adapted_over(folder, **kwargs):
-    model = AutoMagnetForCausalLM.from_pretrained(folder, **kwargs)
-    torch.manual_seed(1)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, target_modules=["q_proj"]))
-    return model.eval()
+    return add_lora(AutoMagnetForCausalLM.from_pretrained(folder, **kwargs))
 
 
 def test_an_adapter_names_directory_and_file(folder, tmp_path):
@@ -191,5 +188,5 @@ def test_config_options_are_applied(folder):
 def test_a_file_without_a_tokenizer_opens_without_one(tmp_path, tiny_tokenizer):
     write_gguf(random_model("llama"), tiny_tokenizer, tmp_path / "tiny.gguf", tokens=False)
     model = AutoMagnetForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    with pytest.raises(ValueError, match="No tokenizer at"):
+    with pytest.raises(ValueError, match="No tokenizer can be read at"):
         model.encode("A cat.")

@@ -10,6 +10,8 @@ from modeling_magnet.infill_options_magnet import ACCEPTED_IN_CONFIG, SUPPORTED
 from modeling_magnet.sampling_magnet import text_processors, warpers
 from modeling_magnet.spelling_magnet import byte_tokens
 
+from .lifting import lift_logits
+
 PREFIX, SUFFIX = "The cat sat on the mat", " the dog."
 # Unsupported fields, each with a value that would have an effect.
 REFUSED = {
@@ -152,21 +154,10 @@ def test_max_time_ends_a_fill(tiny_model):
     assert time.perf_counter() - start < 5
 
 
-def likely_end(model, amount):
-    """Raise the logit of EOS in all outputs of a model."""
-
-    def push(module, inputs, output):
-        output = output.clone()
-        output[..., model.tokenizer.eos_token_id] += amount
-        return output
-
-    model.lm_head.register_forward_hook(push)
-
-
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_min_new_tokens_bounds_a_fill_that_the_model_ends(tiny_model, do_sample):
     tiny_model.config.magnet["end_of_span"] = 8
-    likely_end(tiny_model, 50.0)
+    lift_logits(tiny_model, tiny_model.tokenizer.eos_token_id)
     # Exclude parts of characters, which would have to be completed first.
     parts = list(byte_tokens(tiny_model.tokenizer, tiny_model.config.vocab_size).token_ids)
     options = {"do_sample": do_sample, "suppress_tokens": parts}

@@ -4,39 +4,22 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import CheckpointError, TokenizerSource
 
-SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-
-
-@pytest.fixture
-def saved(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
+from ..adapters import add_lora
+from .test_families_magnet import make_config
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_folder_without_a_tokenizer_opens_without_one(model_type, tmp_path):
-    family = FAMILIES[model_type]
-    stock = next(base for base in family.__mro__ if base.__module__.startswith("transformers.models."))
-    stock(family.config_class(**SHAPE)).save_pretrained(tmp_path / "stock")
+    AutoModelForCausalLM.from_config(make_config(model_type)).save_pretrained(tmp_path / "stock")
     model = AutoMagnetForCausalLM.from_pretrained(tmp_path / "stock")
     assert model.magnet_settings.mask_token is None
-    with pytest.raises(ValueError, match="No tokenizer at"):
+    with pytest.raises(ValueError, match="No tokenizer can be read at"):
         model.encode(["the cat sat", "one dog ran"])
     with pytest.raises(ValueError, match="tokenizer"):
         open_without_weights(str(tmp_path / "stock"))
@@ -70,11 +53,11 @@ def test_a_byte_level_tokenizer_needs_no_vocabulary(tmp_path):
     ],
     ids=["unknown", "dtype", "device", "config"],
 )
-def test_an_invalid_argument_raises_its_own_error(saved, arguments, kind):
+def test_an_invalid_argument_raises_its_own_error(checkpoint, arguments, kind):
     with pytest.raises(kind) as stock:
-        LlamaForCausalLM.from_pretrained(saved, **arguments)
+        LlamaForCausalLM.from_pretrained(checkpoint, **arguments)
     with pytest.raises(kind) as ours:
-        MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
+        MagnetLlamaForCausalLM.from_pretrained(checkpoint, **arguments)
     assert type(ours.value) is type(stock.value) and not isinstance(ours.value, CheckpointError)
 
 
@@ -83,37 +66,34 @@ def test_an_invalid_argument_raises_its_own_error(saved, arguments, kind):
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     ids=["device", "host"],
 )
-def test_out_of_memory_errors_are_raised_unchanged(saved, monkeypatch, error):
+def test_out_of_memory_errors_are_raised_unchanged(checkpoint, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(fail))
     with pytest.raises(RuntimeError) as caught:
-        MagnetLlamaForCausalLM.from_pretrained(saved)
+        MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     assert caught.value is error
 
 
-def test_a_meta_device_context_raises_as_in_the_stock_class(saved):
+def test_a_meta_device_context_raises_as_in_the_stock_class(checkpoint):
     for kind in (LlamaForCausalLM, MagnetLlamaForCausalLM):
         with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context"):
-            kind.from_pretrained(saved)
+            kind.from_pretrained(checkpoint)
 
 
-def test_invalid_values_of_a_file_raise_a_checkpoint_error(saved):
-    values = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**values, "hidden_act": "none such"}))
+def test_invalid_values_of_a_file_raise_a_checkpoint_error(checkpoint):
+    values = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**values, "hidden_act": "none such"}))
     for arguments in ({}, {"dtype": torch.bfloat16, "attn_implementation": "eager"}):
-        with pytest.raises(CheckpointError, match="saved' cannot be read"):
-            MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
+        with pytest.raises(CheckpointError, match="tiny' cannot be read"):
+            MagnetLlamaForCausalLM.from_pretrained(checkpoint, **arguments)
 
 
-def test_loading_an_adapter_raises_argument_and_memory_errors_unchanged(saved, tmp_path, monkeypatch):
-    from peft import LoraConfig
-
-    model = MagnetLlamaForCausalLM.from_pretrained(saved)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+def test_loading_an_adapter_raises_argument_and_memory_errors_unchanged(checkpoint, tmp_path, monkeypatch):
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint))
     model.save_pretrained(tmp_path / "adapter")
-    base = MagnetLlamaForCausalLM.from_pretrained(saved)
+    base = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(TypeError, match="is_trainabel"):
         base.load_adapter(str(tmp_path / "adapter"), is_trainabel=True)
     error = torch.OutOfMemoryError("CUDA out of memory")

@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM
 
 from modeling_magnet.families_magnet import FAMILIES, AutoMagnetForCausalLM
+from tests.adapters import add_lora
 
-from .test_families_magnet import make_config
+from .test_checkpoint_magnet import IDS, behavior
+from .test_families_magnet import write_decoder
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
-TEXTS = ["The cat sat.", "She ate the apple."]
+TEXTS = ["A cat.", ""]  # of `behavior`
 SOURCES = ("plain decoder", "MAGNET checkpoint", "adapter over a plain decoder", "adapter over a MAGNET checkpoint")
 REMOTE = {"trust_remote_code": True}
 # How each line of the table opens a directory; what is opened from the Hub is in publishing/test_hub.
@@ -63,34 +64,18 @@ def open_peft(path):
     return PeftModel.from_pretrained(open_model(AutoMagnetForCausalLM, base), path).eval()
 
 
-@torch.no_grad()
-def behaviour(model):
-    """Return what a MAGNET model generates, encodes and infills."""
-    segments = torch.tensor([[0, 0, 1, 1, 0, 0]])
-    return {
-        "causal": model(input_ids=IDS).logits.numpy(),
-        "infill": model(input_ids=IDS, mode="infill", segment_ids=segments).logits.numpy(),
-        "embedding": model.encode(TEXTS),
-        "fill": np.array(model.infill("The cat", " mat.", max_new_tokens=4)),
-    }
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def sources(request, tiny_tokenizer, tmp_path_factory):
     """Write a directory of each kind, and record the results of the model in memory."""
     root = tmp_path_factory.mktemp("matrix") / request.param
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(make_config(request.param)).save_pretrained(root / SOURCES[0])
-    tiny_tokenizer.save_pretrained(str(root / SOURCES[0]))
+    write_decoder(root / SOURCES[0], request.param, tiny_tokenizer)
     plain = AutoMagnetForCausalLM.from_pretrained(root / SOURCES[0])
     plain.save_pretrained(root / SOURCES[1])
-    expected = {SOURCES[0]: behaviour(plain), SOURCES[1]: behaviour(plain)}
+    expected = {SOURCES[0]: behavior(plain), SOURCES[1]: behavior(plain)}
     for base, kind in zip(SOURCES[:2], SOURCES[2:], strict=True):
-        model = AutoMagnetForCausalLM.from_pretrained(root / base)
-        torch.manual_seed(1)
-        model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
-        model.eval().save_pretrained(root / kind)
-        expected[kind] = behaviour(model)
+        model = add_lora(AutoMagnetForCausalLM.from_pretrained(root / base))
+        model.save_pretrained(root / kind)
+        expected[kind] = behavior(model)
         assert np.abs(expected[kind]["causal"] - expected[base]["causal"]).max() > 1e-2
     return root, expected
 
@@ -109,7 +94,8 @@ def test_each_cell_holds(sources, line, source, cell):
     opened = LOADERS[line](root / source)
     reference = expected[source]
     if cell in ("MAGNET", "MAGNET with adapter"):
-        for name, value in behaviour(opened).items():
+        assert type(opened).__module__.startswith("transformers_modules.") == line.startswith("`AutoModel")
+        for name, value in behavior(opened).items():
             np.testing.assert_array_equal(value, reference[name], err_msg=name)
     elif cell in ("stock", "stock with adapter"):
         assert type(opened).__module__.startswith("transformers.models.")

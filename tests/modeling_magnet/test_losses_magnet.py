@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,14 +12,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma3TextConfig
 
 from modeling_magnet import losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
-from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
 
 from ..peak_bytes import PeakBytes
+from .test_families_magnet import make_config
 
 HIDDEN, VOCAB = 6, 11
 
@@ -45,6 +45,14 @@ def at_once(states: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> tor
         probabilities = logits[row, column].to(losses.dtype).softmax(-1)
         losses[tuple(place)] = -probabilities[targets[tuple(place)]].log()
     return losses
+
+
+def token_losses(*args: Any, chunk_size: int | None = None, **options: Any) -> losses_magnet.TokenLosses:
+    """Call the function under test, with chunks of `chunk_size` positions if it is given."""
+    if chunk_size is None:
+        return losses_magnet.token_losses(*args, **options)
+    with mock.patch.object(losses_magnet, "_chunk_size", return_value=chunk_size):
+        return losses_magnet.token_losses(*args, **options)
 
 
 def gradients(losses: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -258,16 +266,8 @@ def test_a_forward_takes_labels_and_targets_together(tiny_model):
 def make_gemma(cap: float | None) -> MagnetGemma3ForCausalLM:
     """Build a model with capped logits and a frozen head."""
     torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=90,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        final_logit_softcapping=cap,
-    )
+    small = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "initializer_range": 0.02}
+    config = make_config("gemma3_text", final_logit_softcapping=cap, **small)
     model = MagnetGemma3ForCausalLM(config).eval().requires_grad_(False)
     model.model.layers[0].requires_grad_(True)
     return model

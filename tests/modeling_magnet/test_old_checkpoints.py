@@ -1,11 +1,8 @@
 """Checkpoints saved before the restructuring load with the current code and with their own."""
 
 import io
-import os
 import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +10,9 @@ import torch
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ..conftest import REPOSITORY
+from ..scripts import run_python
+
 # The last commit whose checkpoints carry forty-four files.
 OLD = "f3c737b"
 IDS = torch.tensor([[1, 40, 41, 42, 43]])
@@ -41,25 +40,16 @@ np.savez(sys.argv[2], logits=logits, vectors=model.encode(["A cat.", "A dog."]))
 """
 
 
-def run(code, *arguments, folder, path=None):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {} if path is None else {"PYTHONPATH": str(path)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 @pytest.mark.long
-def test_an_old_checkpoint_opens_with_new_code_and_with_its_own(tiny_model, tmp_path):
+def test_an_old_checkpoint_opens_with_new_code_and_with_its_own(checkpoint, tmp_path):
     command = ["git", "archive", OLD, "modeling_magnet"]
     archive = subprocess.run(command, cwd=REPOSITORY, capture_output=True)
     if archive.returncode:
         pytest.skip(f"the history of this checkout does not reach back to {OLD}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(tmp_path / "old", filter="data")
-    tiny_model.save_pretrained(tmp_path / "base")
-    run(SAVE, tmp_path / "base", tmp_path / "saved", tmp_path / "old.npz", folder=tmp_path, path=tmp_path / "old")
+    arguments = (checkpoint, tmp_path / "saved", tmp_path / "old.npz")
+    run_python(SAVE, *arguments, folder=tmp_path, PYTHONPATH=str(tmp_path / "old"))
     assert (tmp_path / "saved" / "states_magnet.py").is_file(), "not the old code"
     expected = np.load(tmp_path / "old.npz")
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "saved").eval()
@@ -68,7 +58,7 @@ def test_an_old_checkpoint_opens_with_new_code_and_with_its_own(tiny_model, tmp_
     np.testing.assert_array_equal(model.encode(["A cat.", "A dog."]), expected["vectors"])
     model.save_pretrained(tmp_path / "again")
     for name in ("saved", "again"):
-        run(OPEN, tmp_path / name, tmp_path / f"{name}.npz", folder=tmp_path)
+        run_python(OPEN, tmp_path / name, tmp_path / f"{name}.npz", folder=tmp_path)
         found = np.load(tmp_path / f"{name}.npz")
         np.testing.assert_array_equal(found["logits"], expected["logits"])
         np.testing.assert_array_equal(found["vectors"], expected["vectors"])

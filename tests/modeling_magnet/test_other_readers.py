@@ -8,9 +8,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import AutoPeftModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from tests.adapters import add_lora
 
 CONTINUATIONS = [("Once upon a time there was a little", " girl"), ("The cat sat on the", " mat.")]
 
@@ -37,11 +38,9 @@ def test_lm_eval_gives_the_likelihoods_of_the_model(wiki_7m, tmp_path, remote):
     np.testing.assert_allclose(given, [by_hand(model, *pair) for pair in CONTINUATIONS], atol=1e-4)
 
 
-def test_peft_alone_opens_an_adapter(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "base")
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
-    model.eval().save_pretrained(tmp_path / "adapter")
+def test_peft_alone_opens_an_adapter(checkpoint, tmp_path):
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint))
+    model.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[1, 40, 41, 42]])
     with torch.no_grad():
         stock = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()

@@ -1,16 +1,18 @@
 """Run the guide's example of a user's family, whose code is saved with its checkpoint."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationMixin, MistralConfig, MistralForCausalLM, Starcoder2Config
+from transformers import AutoModelForCausalLM, GenerationMixin, MistralForCausalLM
 
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetMixin
+
+from ..scripts import run_python
+from .test_families_magnet import make_config, write_decoder
 
 GUIDE = Path(__file__).resolve().parents[2] / "examples" / "README.md"
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
@@ -26,6 +28,7 @@ def own_class(tmp_path, monkeypatch):
     ]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "my_family.py").write_text(code)
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_family", raising=False)
     import my_family
@@ -37,24 +40,7 @@ def own_class(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plain(tiny_tokenizer, tmp_path):
-    config = Starcoder2Config(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        sliding_window=None,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "plain")
-    tiny_tokenizer.save_pretrained(str(tmp_path / "plain"))
-    return tmp_path / "plain"
+    return write_decoder(tmp_path / "plain", "starcoder2", tiny_tokenizer, sliding_window=None)
 
 
 @torch.no_grad()
@@ -86,11 +72,7 @@ def test_its_code_travels_with_the_checkpoint(own_class, plain, tmp_path):
         f"np.save({str(tmp_path / 'vectors.npy')!r}, model.encode(['The cat']))\n"
         f"model.save_pretrained({str(tmp_path / 'again')!r})\n"
     )
-    environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd="/", env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python(program, folder=tmp_path / "elsewhere")
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), model.encode(["The cat"]))
     names = {file.name for file in folder.glob("*.py")}
     assert {file.name for file in (tmp_path / "again").glob("*.py")} == names
@@ -100,10 +82,7 @@ def test_its_code_travels_with_the_checkpoint(own_class, plain, tmp_path):
 
 def test_a_class_of_the_main_program_is_saved_as_a_stock_decoder_with_a_warning(tiny_tokenizer, tmp_path):
     kind = type("Mine", (MagnetMixin, MistralForCausalLM, GenerationMixin), {"__module__": "__main__"})
-    config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8
-    )
-    model = kind(config).eval()
+    model = kind(make_config("mistral")).eval()
     model.tokenizer = tiny_tokenizer
     assert model.encode(["The cat"]).shape == (1, 32)
     with pytest.warns(UserWarning, match="code of Mine cannot be saved"):

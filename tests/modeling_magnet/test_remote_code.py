@@ -1,20 +1,20 @@
 """Load saved directories in a clean process without the package, with remote code and without."""
 
 import copy
+import inspect
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from ..conftest import SHARED_MODELS
-from .test_checkpoint_magnet import behaviour, variant
+from ..scripts import run_python
+from .test_checkpoint_magnet import behavior, variant
 
 NAMES = ["untied", "tied", "headed", "real"]
 
@@ -30,18 +30,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 
-
-@torch.no_grad()
-def behaviour(model):
-    return {
-        "causal": model(IDS).logits.numpy(),
-        "bidirectional": model(IDS, mode="bidirectional").last_hidden_state.numpy(),
-        "embedding": model.encode(["A cat.", ""]),
-        "words": model.encode_words("A cat").vectors,
-        "fill": np.array(model.infill("The cat", " mat.", max_new_tokens=5)),
-    }
-
-
+BEHAVIOR
 report = {}
 for directory in map(Path, sys.argv[2:]):
     kinds = {}
@@ -50,7 +39,7 @@ for directory in map(Path, sys.argv[2:]):
             remote, loading = factory.from_pretrained(directory, trust_remote_code=True, output_loading_info=True)
             assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
             kinds[turn, factory.__name__, "remote"] = type(remote)
-            np.savez(f"{directory}-{turn}-{factory.__name__}.npz", **behaviour(remote))
+            np.savez(f"{directory}-{turn}-{factory.__name__}.npz", **behavior(remote))
         stock, loading = AutoModelForCausalLM.from_pretrained(
             directory, trust_remote_code=False, output_loading_info=True
         )
@@ -63,7 +52,7 @@ for directory in map(Path, sys.argv[2:]):
     remote.save_pretrained(f"{directory}-again")
     again = AutoModel.from_pretrained(f"{directory}-again", trust_remote_code=True)
     kinds["again", "AutoModel", "remote"] = type(again)
-    np.savez(f"{directory}-again.npz", **behaviour(again))
+    np.savez(f"{directory}-again.npz", **behavior(again))
     report[directory.name] = [[*key, f"{kind.__module__}.{kind.__qualname__}"] for key, kind in kinds.items()]
 Path(sys.argv[1]).write_text(json.dumps(report))
 """
@@ -81,19 +70,8 @@ def saved(_tiny_weights, tiny_tokenizer, tmp_path_factory):
     for name, model in models.items():
         model.save_pretrained(folder / name)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "probe.py").write_text(CLEAN_PROCESS)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"HF_HOME": str(elsewhere / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("HF_MODULES_CACHE", None)
-    done = subprocess.run(
-        [sys.executable, "probe.py", "report.json", *(str(folder / name) for name in models)],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    code = CLEAN_PROCESS.replace("BEHAVIOR", inspect.getsource(behavior))
+    run_python(code, "report.json", *(folder / name for name in models), folder=elsewhere)
     return models, folder, json.loads((elsewhere / "report.json").read_text())
 
 
@@ -102,7 +80,7 @@ def test_remote_code_behaves_as_the_package(saved, name):
     models, folder, _ = saved
     if name not in models:
         pytest.skip("no model at ../shared/models/stories260K beside the repository")
-    expected = behaviour(models[name])
+    expected = behavior(models[name])
     for load in ("first-AutoModel", "first-AutoModelForCausalLM", "second-AutoModel", "again"):
         given = np.load(f"{folder / name}-{load}.npz")
         for key, value in expected.items():
@@ -133,19 +111,6 @@ def test_neither_kind_of_load_changes_what_the_other_returns(saved):
             else:
                 stock = {"AutoModel": "LlamaModel", "AutoModelForCausalLM": "LlamaForCausalLM"}[factory]
                 assert kind == f"transformers.models.llama.modeling_llama.{stock}", (name, turn)
-
-
-def test_a_process_that_imported_the_package_loads_either_kind(saved):
-    from transformers import AutoModelForCausalLM
-
-    models, folder, _ = saved
-    for trusted in (False, True, False):
-        model = AutoModelForCausalLM.from_pretrained(folder / "untied", trust_remote_code=trusted)
-        assert (type(model).__name__ == "MagnetLlamaForCausalLM") == trusted
-        assert type(model) is not MagnetLlamaForCausalLM
-        ids = torch.tensor([[1, 40, 41, 42, 43, 44]])
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, models["untied"](ids).logits)
 
 
 def test_a_model_of_remote_code_can_be_pickled(saved):

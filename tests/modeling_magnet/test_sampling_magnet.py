@@ -29,15 +29,6 @@ def make_chooser(spans, *, barred=(), **knobs):
     return TokenChooser(GenerationConfig(**knobs), spans=spans, barred_ids=barred)
 
 
-def draws(number, *, barred=(), **knobs):
-    """Return the frequency of each token in `number` spans of one token."""
-    torch.manual_seed(0)
-    spans = make_spans([1] * number)
-    chooser = make_chooser(spans, barred=barred, do_sample=True, **knobs)
-    choice = chooser.choose(LOGITS.expand(number, -1), spans, indices=[0] * number)
-    return torch.bincount(choice.tokens, minlength=5) / number
-
-
 def test_greedy_takes_the_most_likely_token_that_is_not_barred():
     spans = make_spans([1])
     choice = make_chooser(spans, barred=[1]).choose(LOGITS, spans, indices=[0])
@@ -84,24 +75,6 @@ def test_a_sampled_span_ends_when_the_end_token_is_drawn():
     for index, expected in ((0, 0.0), (1, 0.4 / 0.7)):
         tokens = chooser.choose(LOGITS.expand(3000, -1), spans, indices=[index] * 3000).tokens
         assert (tokens == 1).float().mean() == pytest.approx(expected, abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "expected"),
-    [
-        ({}, [0.05, 0.4, 0.3, 0.15, 0.1]),
-        ({"barred": [1]}, [0.0833, 0.0, 0.5, 0.25, 0.1667]),
-        ({"top_k": 2}, [0.0, 0.5714, 0.4286, 0.0, 0.0]),
-        ({"top_p": 0.65}, [0.0, 0.5714, 0.4286, 0.0, 0.0]),
-        ({"min_p": 0.3}, [0.0, 0.4706, 0.3529, 0.1765, 0.0]),
-        ({"temperature": 0.5}, [0.0088, 0.5614, 0.3158, 0.0789, 0.0351]),
-        ({"top_k": 1}, [0.0, 1.0, 0.0, 0.0, 0.0]),
-    ],
-)
-def test_samples_follow_the_configured_distribution(knobs, expected):
-    frequencies = draws(4000, **knobs)
-    torch.testing.assert_close(frequencies, torch.tensor(expected), atol=0.03, rtol=0)
-    assert frequencies[torch.tensor(expected) == 0].sum() == 0
 
 
 def test_top_k_defaults_to_that_of_generate():

@@ -9,6 +9,8 @@ from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.scoring_magnet import scored_rows
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 
+from .lifting import lift_logits
+
 FILLS = [" a red ball", " the", " big dog and a small cat", " a blue box", " the", "日本"]
 
 
@@ -67,13 +69,7 @@ def test_a_fill_at_the_beginning_of_a_text_is_tokenized_as_a_beginning(model):
 
 def test_end_of_span_rounds_scored_spans_up_as_decoding_does(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
-
-    def bar_end(module, inputs, output):
-        output = output.clone()
-        output[..., 2] -= 50.0
-        return output
-
-    tiny_model.lm_head.register_forward_hook(bar_end)
+    lift_logits(tiny_model, 2, -50.0)
     output = tiny_model.infill("The cat", " mat.", max_new_tokens=5, return_dict_in_generate=True)
     decoded = output.fills[0][0][0]
     (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")

@@ -121,14 +121,6 @@ def test_a_model_without_default_prompt_has_none_there_either(tiny_model, tmp_pa
     )
 
 
-def test_a_checkpoint_saved_over_one_with_a_head_has_none(tiny_model, tmp_path):
-    variant(tiny_model, head="tanh").save_pretrained(tmp_path)
-    tiny_model.save_pretrained(tmp_path)
-    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
-    assert len(embedder) == 2
-    np.testing.assert_allclose(embedder.encode(TEXTS[0]), tiny_model.encode(TEXTS[0]), atol=1e-4, rtol=1e-4)
-
-
 def test_reading_as_an_embedder_leaves_later_loads_causal(tiny_model, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -175,7 +167,7 @@ def test_other_outputs_are_its_own_where_it_has_them(wiki_7m, tmp_path):
     model.save_pretrained(tmp_path)
     embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     close = {"atol": 1e-3, "rtol": 1e-3}
-    # It ignores both options for tokens, which `encode` honours: the same numbers, cut and scaled.
+    # It ignores both options for tokens, which `encode` honors: the same numbers, cut and scaled.
     options = {"truncate_dim": 4, "normalize_embeddings": True}
     whole = embedder.encode(TEXTS, output_value="token_embeddings", **options)
     assert whole[0].shape[-1] == model.config.hidden_size
@@ -218,7 +210,7 @@ def test_names_that_it_has_mean_the_same(wiki_7m, tmp_path):
 @pytest.mark.parametrize(
     "trust_remote_code", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.long)]
 )
-def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path, trust_remote_code):
+def test_its_pool_search_and_quantization_work(wiki_7m, tmp_path, trust_remote_code):
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     model.save_pretrained(tmp_path)
     embedder = sentence_transformers.SentenceTransformer(

@@ -10,13 +10,9 @@ from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
+from ..adapters import add_lora
+
 LOADERS = [MagnetLlamaForCausalLM.from_pretrained, AutoMagnetForCausalLM.from_pretrained]
-
-
-@pytest.fixture
-def single(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "single")
-    return tmp_path / "single"
 
 
 @pytest.fixture
@@ -32,17 +28,17 @@ def refused(folder, message):
         assert isinstance(caught.value, OSError), "as transformers' own errors about files"
 
 
-def test_missing_weights_raise(single, sharded):
-    (single / "model.safetensors").unlink()
-    refused(single, "model.safetensors")
+def test_missing_weights_raise(checkpoint, sharded):
+    (checkpoint / "model.safetensors").unlink()
+    refused(checkpoint, "model.safetensors")
     shard = sorted(sharded.glob("model-*.safetensors"))[2]
     shard.unlink()
     refused(sharded, shard.name)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
-def test_truncated_weights_raise(single, sharded, kept):
-    for file in (single / "model.safetensors", sorted(sharded.glob("model-*.safetensors"))[0]):
+def test_truncated_weights_raise(checkpoint, sharded, kept):
+    for file in (checkpoint / "model.safetensors", sorted(sharded.glob("model-*.safetensors"))[0]):
         file.write_bytes(file.read_bytes()[:kept])
         refused(file.parent, rf"{file.name}' cannot be read \(SafetensorError")
 
@@ -63,36 +59,22 @@ def test_an_invalid_index_raises(sharded, content, message):
     refused(sharded, message)
 
 
-def test_a_tensor_of_another_shape_raises(single):
-    weights = load_file(single / "model.safetensors")
+def test_a_tensor_of_another_shape_raises(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(7)
-    save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
-    refused(single, r"1 mismatched tensors, such as \['model.norm.weight'\]")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    refused(checkpoint, r"1 mismatched tensors, such as \['model.norm.weight'\]")
 
 
-def test_a_missing_tensor_raises(single):
-    weights = load_file(single / "model.safetensors")
+def test_a_missing_tensor_raises(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
     del weights["lm_head.weight"]
-    save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
-    refused(single, r"1 missing tensors, such as \['lm_head.weight'\]")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    refused(checkpoint, r"1 missing tensors, such as \['lm_head.weight'\]")
 
 
-def test_a_pickle_is_never_read(single):
-    (single / "model.safetensors").unlink()
-
-    class Bomb:
-        def __reduce__(self):
-            return (pytest.fail, ("the pickle was read",))
-
-    torch.save({"model.norm.weight": Bomb()}, single / "pytorch_model.bin")
-    refused(single, "model.safetensors' cannot be read")
-
-
-def test_a_pickled_or_truncated_adapter_raises(single, tmp_path):
-    from peft import LoraConfig
-
-    model = MagnetLlamaForCausalLM.from_pretrained(single)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+def test_a_pickled_or_truncated_adapter_raises(checkpoint, tmp_path):
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint), r=8, target_modules=["q_proj"])
     model.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     content = file.read_bytes()
@@ -106,27 +88,27 @@ def test_a_pickled_or_truncated_adapter_raises(single, tmp_path):
     refused(tmp_path / "adapter", "missing tensors.*lora_A")
 
 
-def test_a_newer_schema_warns(single):
-    values = json.loads((single / "config.json").read_text())
+def test_a_newer_schema_warns(checkpoint):
+    values = json.loads((checkpoint / "config.json").read_text())
     values["magnet"] |= {"schema": 2, "telepathy": True}
-    (single / "config.json").write_text(json.dumps(values))
-    with pytest.warns(UserWarning, match=r"single' were written in schema 2; this code reads schema 1.*telepathy"):
-        model = MagnetLlamaForCausalLM.from_pretrained(single)
+    (checkpoint / "config.json").write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match=r"tiny' were written in schema 2; this code reads schema 1.*telepathy"):
+        model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     assert model.config.magnet["schema"] == 1 and "telepathy" not in model.config.magnet
     del values["magnet"]["schema"], values["magnet"]["telepathy"], values["magnet"]["adapter_modes"]
-    (single / "config.json").write_text(json.dumps(values))
-    assert MagnetLlamaForCausalLM.from_pretrained(single).config.magnet["schema"] == 1, "one from before schemas"
+    (checkpoint / "config.json").write_text(json.dumps(values))
+    assert MagnetLlamaForCausalLM.from_pretrained(checkpoint).config.magnet["schema"] == 1, "one from before schemas"
 
 
-def test_an_invalid_config_raises(single):
+def test_an_invalid_config_raises(checkpoint):
     for content in ("{", "[" * 100_000, "[]"):
-        (single / "config.json").write_text(content)
-        refused(single, "config.json' cannot be read")
+        (checkpoint / "config.json").write_text(content)
+        refused(checkpoint, "config.json' cannot be read")
     for value in ("", ["llama"], 7, None):
-        (single / "config.json").write_text(json.dumps({"model_type": value}))
-        refused_as_another_type(single)
-    (single / "config.json").unlink()
-    refused(single, "has no config.json")
+        (checkpoint / "config.json").write_text(json.dumps({"model_type": value}))
+        refused_as_another_type(checkpoint)
+    (checkpoint / "config.json").unlink()
+    refused(checkpoint, "has no config.json")
 
 
 def refused_as_another_type(folder):
@@ -198,12 +180,12 @@ def test_an_error_without_a_message_shows_its_type(monkeypatch):
     [{"intermediate_size": {}}, {"num_key_value_heads": ["", []]}, {"rms_norm_eps": "x"}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_an_invalid_value_in_a_config_raises(single, changes):
-    values = json.loads((single / "config.json").read_text())
-    (single / "config.json").write_text(json.dumps({**values, **changes}))
-    refused(single, "single' cannot be read")
+def test_an_invalid_value_in_a_config_raises(checkpoint, changes):
+    values = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**values, **changes}))
+    refused(checkpoint, "tiny' cannot be read")
     with pytest.raises(CheckpointError, match="config.json of .* cannot be read"):
-        open_without_weights(str(single))
+        open_without_weights(str(checkpoint))
 
 
 def test_a_base_name_too_long_for_a_directory_raises(tmp_path):

@@ -4,11 +4,11 @@ import copy
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, cycle
 
 import pytest
 import torch
 from transformers import AutoTokenizer
-from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from modeling_magnet import MagnetLlamaForCausalLM, spelling_magnet
@@ -17,6 +17,7 @@ from modeling_magnet.spans_magnet import Span
 from modeling_magnet.spelling_magnet import byte_tokens, fitting_tokens, read_vocabulary
 from modeling_magnet.tokenization_magnet import special_ids
 from tests.modeling_magnet.infill_reference import bytes_of_tokens, keeps_characters
+from tests.modeling_magnet.lifting import lifting
 
 # Characters of one to four bytes, and invalid UTF-8: overlong, a surrogate, beyond Unicode, a lone byte.
 WHOLE = ["a", "é", "߿", "ࠀ", "你", "\ud7ff", "\ue000", "😀", "\U00010000", "\U0010ffff"]
@@ -33,17 +34,6 @@ def byte_ids(tokenizer):
     """Return the token of each byte."""
     found = {part: token_id for token_id, part in reversed([*enumerate(bytes_of_tokens(tokenizer))])}
     return [found[bytes([byte])] for byte in range(256)]
-
-
-def lift(ids, amount=200.0):
-    """Return a processor that makes some tokens likely."""
-
-    def process(input_ids, scores):
-        scores = scores.clone()
-        scores[:, ids] += amount
-        return scores
-
-    return LogitsProcessorList([process])
 
 
 def test_byte_tokens_are_the_tokens_that_are_not_valid_text(model, wiki_7m):
@@ -91,7 +81,7 @@ def test_a_fill_never_ends_inside_a_character(model, length, options):
     torch.manual_seed(length)
     for text in ("北[blank]京", "a [blank] b [blank]\n\tc", "👍[blank]"):
         (blanks,) = model.infill_blanks(
-            text, max_new_tokens=length, logits_processor=lift(parts), return_dict_in_generate=True, **options
+            text, max_new_tokens=length, logits_processor=lifting(parts), return_dict_in_generate=True, **options
         ).fills
         for fill in (fill for answers in blanks for fill in answers):
             assert "\ufffd" not in fill.text
@@ -110,17 +100,10 @@ def test_the_search_for_a_length_gives_whole_characters(wiki_7m):
 def test_a_criterion_that_ends_a_fill_inside_a_character_drops_the_part(model):
     ids = byte_ids(model.tokenizer)
     wanted = [ids[byte] for byte in "你好".encode()]
-
-    def spell(input_ids, scores):
-        scores = scores.clone()
-        scores[:, wanted[seen[0] % len(wanted)]] += 500.0
-        seen[0] += 1
-        return scores
-
     for stop_at, expected in ((2, ""), (3, "你"), (5, "你"), (6, "你好")):
-        seen = [0]
-        criteria = StoppingCriteriaList([lambda input_ids, scores, s=seen, n=stop_at: torch.tensor([s[0] == n])])
-        processors = LogitsProcessorList([spell])
+        steps = count(1)
+        criteria = StoppingCriteriaList([lambda input_ids, scores, s=steps, n=stop_at: torch.tensor([next(s) == n])])
+        processors = lifting(cycle(wanted).__next__)
         options = {"max_new_tokens": 9, "logits_processor": processors, "stopping_criteria": criteria}
         fill = model.infill("a", "b", return_dict_in_generate=True, **options).fills[0][0][0]
         assert (fill.text, len(fill.token_ids)) == (expected, 3 * len(expected))
@@ -131,17 +114,8 @@ def test_a_stop_string_of_several_bytes_stays_whole(model):
     """A rule that counts characters must not confuse an incomplete character with a complete one."""
     ids = byte_ids(model.tokenizer)
     wanted = [ids[byte] for byte in "a。b".encode()]
-    seen = [0]
-
-    def spell(input_ids, scores):
-        scores = scores.clone()
-        scores[:, wanted[seen[0] % len(wanted)]] += 500.0
-        seen[0] += 1
-        return scores
-
     for options in ({"stop_strings": ["。"]}, {"stop_at_sentence_end": True}):
-        seen[0] = 0
-        processors = LogitsProcessorList([spell])
+        processors = lifting(cycle(wanted).__next__)
         output = model.infill(
             "x", "y", max_new_tokens=5, logits_processor=processors, return_dict_in_generate=True, **options
         )

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from transformers import TextStreamer
-from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.decoding_magnet import SENTENCE_END
 from modeling_magnet.spans_magnet import decode_fill
+
+from .lifting import lift_logits, lifting
 
 PREFIX, SUFFIX = "One day, Lily went to the park.", " She was happy."
 
@@ -24,7 +25,7 @@ def model(stories260k):
     [
         (" ran. Then he", " ran."),
         (' said "No!" and', ' said "No!"'),
-        (" is 3.5 metres", None),
+        (" is 3.5 meters", None),
         (" really?! Yes.", " really?!"),
         (" ran.", None),
         ("他吃了苹果。然后他走了。", "他吃了苹果。"),
@@ -103,11 +104,7 @@ def test_a_healed_space_does_not_match_a_stop_string(model):
 
 def test_nothing_is_streamed_if_logits_are_nan(tiny_model):
     recorder = Recorder()
-
-    def spoil(module, inputs, output):
-        return output * torch.nan
-
-    tiny_model.lm_head.register_forward_hook(spoil)
+    lift_logits(tiny_model, [7], torch.nan)
     with pytest.raises(ValueError, match="NaN logits"):
         tiny_model.infill("The cat", " mat.", max_new_tokens=4, streamer=recorder)
     assert recorder.events == []
@@ -149,13 +146,7 @@ def test_a_model_trained_with_end_of_span_ends_its_fills(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
     plain = tiny_model.infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True).fills[0][0][0]
     assert 1 <= len(plain.token_ids) <= 6
-
-    def push_end(module, inputs, output):
-        output = output.clone()
-        output[..., tiny_model.tokenizer.eos_token_id] += 50.0
-        return output
-
-    tiny_model.lm_head.register_forward_hook(push_end)
+    lift_logits(tiny_model, tiny_model.tokenizer.eos_token_id)
     for chunk_size in (1, 32):
         output = tiny_model.infill(
             ["The cat", "A"],
@@ -215,13 +206,7 @@ def test_the_streamed_text_equals_the_fill(real_llama, streamed, skip_prompt):
 def test_streaming_keeps_characters_whole(space_run_model):
     """Bytes are held back until their character is complete."""
     ids = [space_run_model.tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(0xE4, 0xEA)]
-
-    def lift(input_ids, scores):
-        scores = scores.clone()
-        scores[:, ids] += 100.0
-        return scores
-
-    options = {"max_new_tokens": 9, "logits_processor": LogitsProcessorList([lift])}
+    options = {"max_new_tokens": 9, "logits_processor": lifting(ids)}
     collector = Collector(space_run_model.tokenizer, skip_prompt=True)
     parts = []
     collector.on_finalized_text = lambda text, stream_end=False: parts.append(text)

@@ -1,4 +1,4 @@
-"""Test prompts, special tokens, batches and padding."""
+"""Test special tokens, the mask token, batches and padding."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -9,35 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.generation.logits_process import LogitsProcessorList
 
+from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
 from modeling_magnet.tokenization_magnet import (
-    PAPER_PROMPTS,
-    default_prompts,
-    join_prompt,
+    check_tokenizer_fits,
     pad_token_rows,
     plan_batches,
     read_texts,
+    resolve_mask_token,
     special_ids,
     text_ids,
     tokenize_texts,
 )
 from tests.byte_tokenizer import byte_tokenizer
+from tests.modeling_magnet.lifting import lifting
 from tests.space_run_tokenizer import NAMED, RESERVED
-
-
-def test_a_stored_prompt_is_joined_as_it_is():
-    for prompt in default_prompts().values():
-        assert join_prompt(prompt, "A cat.") == prompt + "A cat."
-
-
-def test_the_papers_prompts_have_names_that_mteb_looks_for():
-    mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
-    for name in PAPER_PROMPTS:
-        if name != "STS":  # a type of tasks
-            assert mteb.get_task(name).metadata.name == name
-    assert mteb.get_task("STSBenchmark").metadata.type == "STS"
 
 
 def test_flagged_added_tokens_are_special(space_run_model):
@@ -58,14 +45,8 @@ def test_a_token_added_later_is_special(tiny_tokenizer):
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 4}, {"heal": "token"}])
 def test_a_processor_cannot_lift_a_special_token_into_a_fill(space_run_model, options):
     special = sorted(special_ids(space_run_model.tokenizer))
-
-    def lift(input_ids, scores):
-        scores = scores.clone()
-        scores[:, special] += 100.0
-        return scores
-
     output = space_run_model.infill(
-        "She ate", " for lunch.", max_new_tokens=3, logits_processor=LogitsProcessorList([lift]),
+        "She ate", " for lunch.", max_new_tokens=3, logits_processor=lifting(special),
         return_dict_in_generate=True, **options
     )  # fmt: skip
     for fill in output.fills[0][0]:
@@ -156,7 +137,7 @@ def test_offsets_of_control_tokens_match_their_characters(tokenizer):
 
 def test_bos_and_eos_that_we_add_are_control_tokens(tokenizer):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    rows = tokenize_texts(tokenizer, TYPED, prompt="Find <s>", max_length=256)
+    rows = tokenize_texts(tokenizer, TYPED, prompt="Find <s>", max_length=256).input_ids
     for text, row in zip(TYPED, rows, strict=True):
         assert row == [bos, *ids_of_characters(tokenizer, f"Find <s>: {text}"), eos]
 
@@ -213,3 +194,36 @@ def test_threads_may_read_one_tokenizer_both_ways():
 def test_empty_inputs_have_no_tokens(tokenizer):
     assert read_texts(tokenizer, []) == ([], [])
     assert text_ids(tokenizer, "") == []
+
+
+def test_loading_a_plain_llama_finds_its_mask_token(wiki_7m, stories260k, babyllama):
+    for directory, token in ((wiki_7m, "_"), (stories260k, "<0x5F>")):
+        model = MagnetLlamaForCausalLM.from_pretrained(directory)
+        assert model.magnet_settings.mask_token == token
+        assert model.magnet_settings.mask_token_id == model.tokenizer.convert_tokens_to_ids(token)
+        assert model.config.magnet == model.magnet_settings.to_dict()
+    with pytest.raises(ValueError, match=r"No mask token.*vocabulary of 105.*Pass a rare token.*`mask_token`"):
+        MagnetLlamaForCausalLM.from_pretrained(babyllama)
+    assert MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~").magnet_settings.mask_token == "~"
+
+
+def test_the_tokenizers_own_mask_token_comes_first(tiny_tokenizer):
+    tokenizer = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, mask_token="~", unk_token="<unk>")
+    assert resolve_mask_token(tokenizer) == ("~", tokenizer.convert_tokens_to_ids("~"))
+    assert resolve_mask_token(tokenizer, "_")[0] == "_"
+
+
+@pytest.mark.parametrize("token", ["<unk>", "no such token"])
+def test_a_mask_token_outside_the_vocabulary_raises(tiny_tokenizer, token):
+    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is a single token"):
+        resolve_mask_token(tiny_tokenizer, token)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_raises(tiny_model, tiny_tokenizer):
+    check_tokenizer_fits(tiny_tokenizer, 300)
+    with pytest.raises(ValueError, match=r"has 300 tokens, but the model embeds 299.*resize_token_embeddings"):
+        check_tokenizer_fits(tiny_tokenizer, 299)
+    larger = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer)
+    larger.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match="has 301 tokens"):
+        tiny_model.tokenizer = larger

@@ -121,12 +121,6 @@ def test_short_rows_do_not_favor_long_spans_on_the_left():
     assert left == pytest.approx(right, rel=0.05)
 
 
-@pytest.mark.parametrize(("length", "expected"), [(5, []), (6, [(1, 5)])])
-def test_the_shortest_row_with_a_span(length, expected):
-    generator = torch.Generator()
-    assert sample_spans(length, max_spans=2, min_span_tokens=4, max_span_tokens=128, generator=generator) == expected
-
-
 def test_invalid_settings_raise_in_one_error():
     with pytest.raises(ValueError) as error:
         CorruptionSettings(

@@ -112,13 +112,6 @@ def test_a_batch_is_its_rows_corrupted_one_by_one(lengths, seed):
         assert (batch[name][padding] == value).all()
 
 
-def test_other_rows_order_and_batch_size_do_not_change_a_row():
-    collate, rows = make_collator(), make_rows([30, 12, 25, 40, 8, 33])
-    together = unpad(collate(rows))
-    assert [unpad(collate([row]))[0] for row in rows] == together
-    assert unpad(collate(rows[::-1]))[::-1] == together
-
-
 def test_workers_and_the_global_seed_do_not_change_a_row():
     rows = make_rows([30, 12, 25, 40, 8, 33, 21])
 

@@ -181,7 +181,7 @@ def test_without_contrastive_phase_no_head_or_pairs(tmp_path, caplog):
     assert not [name for name, _ in trainer.model.named_parameters() if "sscl_head" in name]
 
 
-def test_the_lm_head_is_applied_to_labelled_positions_only(tmp_path):
+def test_the_lm_head_is_applied_to_labeled_positions_only(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:1,9,1"]))
     batch = next(iter(trainer.get_train_dataloader()))
     calls = Calls(trainer)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from examples import models
@@ -25,6 +24,7 @@ from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
 
+from tests.adapters import add_lora
 from tests.gguf_files import SHAPE, write_gguf
 
 NAME = "gemma-3-270m"
@@ -118,9 +118,8 @@ def test_config_and_tokenizer_are_found_by_the_short_name(package):
 
 
 def test_an_adapter_over_the_short_name_opens_over_it_and_over_a_directory(package, tmp_path):
-    model = AutoMagnetForCausalLM.from_pretrained(NAME)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, target_modules=["q_proj"]))
-    model.eval().save_pretrained(tmp_path / "adapter")
+    model = add_lora(AutoMagnetForCausalLM.from_pretrained(NAME))
+    model.save_pretrained(tmp_path / "adapter")
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert stored["base_model_name_or_path"] == NAME
     assert "gguf_file" not in json.loads((tmp_path / "adapter" / "magnet_adapter.json").read_text())

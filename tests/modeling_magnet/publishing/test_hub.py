@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from tests.adapters import add_lora
 from tests.hub_client import refusal, run_client
 from tests.hub_server import HubServer
 
@@ -47,15 +48,9 @@ def push(folder, repo, *options):
 
 def push_adapter(base, repo, modes):
     """Push a random adapter of a base on the Hub, and return a fingerprint of its results."""
-    import torch
-    from peft import LoraConfig
-
     from modeling_magnet import AutoMagnetForCausalLM
 
-    model = AutoMagnetForCausalLM.from_pretrained(base)
-    torch.manual_seed(0)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
-    model.eval()
+    model = add_lora(AutoMagnetForCausalLM.from_pretrained(base))
     model.set_adapter_modes(modes.split("+") if modes else None)
     commit = model.push_to_hub(repo)
     return [commit.oid, model.encode(["The cat sat."]).tolist(), model.infill("The cat", " mat.", max_new_tokens=4)]
@@ -133,12 +128,6 @@ def refusals(folder, repo):
 def hub():
     with HubServer(TOKENS, read_only={"hf_reader"}) as server:
         yield server
-
-
-@pytest.fixture
-def checkpoint(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "mine")
-    return tmp_path / "mine"
 
 
 def as_user(hub, tmp_path, *arguments):

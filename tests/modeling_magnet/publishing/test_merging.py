@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.publishing import merging
 from modeling_magnet.publishing.merging import largest_differences, merged_weights, verify_files
+from tests.adapters import add_lora, lora
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 KINDS = {
@@ -25,13 +26,12 @@ KINDS = {
 
 
 def adapt(model, kind):
-    torch.manual_seed(5)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **KINDS[kind]))
+    add_lora(model, seed=5, **KINDS[kind])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
                 parameter.mul_(1.5)
-    return model.eval()
+    return model
 
 
 @pytest.fixture
@@ -42,20 +42,14 @@ def reports(monkeypatch):
     return said
 
 
-@pytest.fixture
-def base_folder(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
 def load(folder, **options):
     return MagnetLlamaForCausalLM.from_pretrained(folder, **options)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @torch.no_grad()
-def test_a_merged_checkpoint_equals_the_model(base_folder, tmp_path, kind, reports):
-    model = adapt(load(base_folder), kind)
+def test_a_merged_checkpoint_equals_the_model(checkpoint, tmp_path, kind, reports):
+    model = adapt(load(checkpoint), kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert "largest differences: logits, causal" in reports[-1]
@@ -67,31 +61,29 @@ def test_a_merged_checkpoint_equals_the_model(base_folder, tmp_path, kind, repor
     differences = largest_differences(model, loaded)
     assert set(differences) == {"logits, causal", "logits, bidirectional", "logits, infill", "embeddings"}
     assert max(differences.values()) < 1e-4
-    assert max(largest_differences(load(base_folder), loaded).values()) > 1e-2, "the adapter does something"
+    assert max(largest_differences(load(checkpoint), loaded).values()) > 1e-2, "the adapter does something"
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.equal(stock(IDS).logits, loaded(IDS).logits)
 
 
 @torch.no_grad()
-def test_trained_token_embeddings_are_merged(base_folder, tmp_path):
+def test_trained_token_embeddings_are_merged(checkpoint, tmp_path):
     """PEFT merges their layer by another method than LoRA layers, and few texts contain such a token."""
-    model = load(base_folder)
-    model.add_adapter(
-        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["v_proj"], trainable_token_indices=[40, 41])
-    )
+    model = load(checkpoint)
+    model.add_adapter(lora(init_lora_weights=True, target_modules=["v_proj"], trainable_token_indices=[40, 41]))
     (trained,) = (tensor for name, tensor in model.named_parameters() if "trainable_tokens_delta" in name)
     trained.add_(1.0)
     model.eval().save_pretrained(tmp_path / "merged", merge_adapter=True)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.equal(stock.get_input_embeddings().weight[[40, 41]], trained)
     torch.testing.assert_close(stock(IDS).logits, model(IDS).logits)
-    assert not torch.allclose(stock(IDS).logits, load(base_folder)(IDS).logits, atol=1e-2)
+    assert not torch.allclose(stock(IDS).logits, load(checkpoint)(IDS).logits, atol=1e-2)
 
 
 @torch.no_grad()
-def test_merging_is_done_in_float32(base_folder, tmp_path):
+def test_merging_is_done_in_float32(checkpoint, tmp_path):
     """A half-precision base is merged in float32 and rounded once; PEFT's merge rounds more often."""
-    model = adapt(load(base_folder, dtype=torch.bfloat16), "linear")
+    model = adapt(load(checkpoint, dtype=torch.bfloat16), "linear")
     for parameter in model.parameters():
         assert parameter.dtype == torch.bfloat16
     layer = model.model.layers[0].self_attn.q_proj
@@ -128,13 +120,6 @@ def test_tied_weights_are_written_once_in_any_dtype(wiki_7m, tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_size < 2.01 * model.num_parameters()
 
 
-def test_merged_shards_are_complete(base_folder, tmp_path):
-    model = adapt(load(base_folder), "linear")
-    model.save_pretrained(tmp_path / "merged", merge_adapter=True, max_shard_size="20KB")
-    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 3
-    assert max(largest_differences(model, load(tmp_path / "merged")).values()) < 1e-4
-
-
 def test_a_tied_model_stays_tied(tiny_model, tmp_path):
     config = copy.deepcopy(tiny_model.config)
     config.tie_word_embeddings = True
@@ -164,9 +149,9 @@ def test_embeddings_untied_by_an_adapter_are_written_separately(tiny_model, tmp_
         assert torch.equal(stock(IDS).logits, loaded(IDS).logits)
 
 
-def test_files_that_fail_verification_are_deleted(base_folder, tmp_path, monkeypatch):
-    model = adapt(load(base_folder), "linear")
-    monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
+def test_files_that_fail_verification_are_deleted(checkpoint, tmp_path, monkeypatch):
+    model = adapt(load(checkpoint), "linear")
+    monkeypatch.setattr(merging, "merged_weights", lambda model: load(checkpoint).state_dict())  # forgot to merge
     with pytest.raises(ValueError, match="differ from the model in memory"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert not (tmp_path / "merged").exists()
@@ -174,44 +159,42 @@ def test_files_that_fail_verification_are_deleted(base_folder, tmp_path, monkeyp
     assert (tmp_path / "merged" / "config.json").is_file()
 
 
-def weak_adapter(base_folder, **options):
+def weak_adapter(checkpoint, **options):
     """Return an adapter that changes logits by about a percent, and the logits of the base."""
-    model = load(base_folder, **options)
-    torch.manual_seed(5)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
+    model = add_lora(load(checkpoint, **options), seed=5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.02)
-    return model.eval()
+    return model
 
 
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_lost_weak_adapter_is_detected_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
-    model = weak_adapter(base_folder)
-    assert max(largest_differences(model, load(base_folder)).values()) < 0.2, "logits alone do not tell"
+def test_a_lost_weak_adapter_is_detected_in_half_precision(checkpoint, tmp_path, monkeypatch, dtype, size):
+    model = weak_adapter(checkpoint)
+    assert max(largest_differences(model, load(checkpoint)).values()) < 0.2, "logits alone do not tell"
     model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
-    monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())
+    monkeypatch.setattr(merging, "merged_weights", lambda model: load(checkpoint).state_dict())
     with pytest.raises(ValueError, match="differ from the model in memory: .*_proj.weight is another tensor"):
         model.save_pretrained(tmp_path / "lost", merge_adapter=True, dtype=dtype, max_shard_size=size)
     assert not (tmp_path / "lost").exists()
 
 
-def test_unexpected_and_different_tensors_are_detected(tiny_model, base_folder, tmp_path):
-    file = base_folder / "model.safetensors"
+def test_unexpected_and_different_tensors_are_detected(tiny_model, checkpoint, tmp_path):
+    file = checkpoint / "model.safetensors"
     weights = load_file(file)
     save_file({**weights, "more": torch.ones(2)}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"the files have \['more'\], which the model does not have"):
-        verify_files(tiny_model, base_folder, dtype=torch.float32)
+        verify_files(tiny_model, checkpoint, dtype=torch.float32)
     weights["model.norm.weight"] = weights["model.norm.weight"].double()
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="model.norm.weight is another tensor"):
-        verify_files(tiny_model, base_folder, dtype=torch.float32)
+        verify_files(tiny_model, checkpoint, dtype=torch.float32)
 
 
-def test_merging_a_disabled_adapter_raises(base_folder, tmp_path):
-    model = adapt(load(base_folder), "linear")
+def test_merging_a_disabled_adapter_raises(checkpoint, tmp_path):
+    model = adapt(load(checkpoint), "linear")
     model.disable_adapters()
     with pytest.raises(ValueError, match=r"is switched off.*`model.enable_adapters\(\)`"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
@@ -228,26 +211,26 @@ def test_verification_restores_training_modes(tiny_model, tmp_path):
     assert [module.training for module in tiny_model.modules()] == before
 
 
-def test_verification_is_available_for_any_save(tiny_model, base_folder, tmp_path, reports):
+def test_verification_is_available_for_any_save(tiny_model, checkpoint, tmp_path, reports):
     tiny_model.save_pretrained(tmp_path / "plain")
     assert reports == []
     tiny_model.train()
     tiny_model.save_pretrained(tmp_path / "plain", verify=True)
     assert "embeddings 0.0e+00" in reports[-1]
     assert tiny_model.training
-    adapt(load(base_folder), "linear").save_pretrained(tmp_path / "adapter", verify=True)
+    adapt(load(checkpoint), "linear").save_pretrained(tmp_path / "adapter", verify=True)
     assert "embeddings 0.0e+00" in reports[-1]
 
 
-def test_invalid_merges_raise(tiny_model, base_folder, tmp_path):
+def test_invalid_merges_raise(tiny_model, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="`merge_adapter=True` was passed, but this model has no adapter"):
         tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True)
-    model = adapt(load(base_folder), "linear")
+    model = adapt(load(checkpoint), "linear")
     model.set_adapter_modes(["infill"])
     with pytest.raises(ValueError, match=r"is only on in \['infill'\]; merged, it would be on in every"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.set_adapter_modes(None)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]), adapter_name="second")
+    model.add_adapter(lora(), adapter_name="second")
     model.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match=r"active adapters are \['default', 'second'\]; only one can be saved"):
         model.save_pretrained(tmp_path / "adapter")
@@ -256,11 +239,9 @@ def test_invalid_merges_raise(tiny_model, base_folder, tmp_path):
         adapt(nameless, "linear").save_pretrained(tmp_path / "adapter")
 
 
-def test_a_peft_model_around_ours_is_merged_by_its_inner_one(base_folder, tmp_path):
+def test_a_peft_model_around_ours_is_merged_by_its_inner_one(checkpoint, tmp_path):
     torch.manual_seed(5)
-    wrapped = get_peft_model(
-        load(base_folder), LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear")
-    ).eval()
+    wrapped = get_peft_model(load(checkpoint), lora()).eval()
     wrapped.get_base_model().save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert max(largest_differences(wrapped, load(tmp_path / "merged")).values()) < 1e-4
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from safetensors import safe_open
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from tests.adapters import add_lora
 from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments, apply_lora, texts_to_blocks
 from trainer.contrastive_head import attach_contrastive_head
 
@@ -49,22 +49,21 @@ def test_a_quantized_base_supports_all_calls_and_is_saved_unchanged(tiny_model, 
         logits = model(IDS).logits
         ones = torch.ones(1, 32)
         assert torch.equal(model.sscl_head(ones), tiny_model.sscl_head(ones)), "the head is no part of the base"
-    model.save_pretrained(tmp_path / "quantised")
+    model.save_pretrained(tmp_path / "quantized")
     np.testing.assert_array_equal(model.encode(TEXTS), vectors)
-    with safe_open(tmp_path / "quantised" / "model.safetensors", "pt") as file:
+    with safe_open(tmp_path / "quantized" / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if name.startswith("sscl_head")]
-    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "quantised").eval()
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "quantized").eval()
     np.testing.assert_array_equal(again.encode(TEXTS), vectors)
-    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised", output_loading_info=True)
+    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
         assert torch.equal(stock.eval()(IDS).logits, logits)
 
 
 @pytest.fixture
-def quantised(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "plain")
-    return MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=torchao_int8())
+def quantized(checkpoint):
+    return MagnetLlamaForCausalLM.from_pretrained(checkpoint, quantization_config=torchao_int8())
 
 
 def train(model, folder, **options):
@@ -80,10 +79,10 @@ def train(model, folder, **options):
     return trainer
 
 
-def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantised, tmp_path):
+def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantized, tmp_path):
     with torch.no_grad():
-        causal = quantised(IDS).logits
-    trainer = train(quantised, tmp_path / "run", learning_rate=0.05)
+        causal = quantized(IDS).logits
+    trainer = train(quantized, tmp_path / "run", learning_rate=0.05)
     model = trainer.model.get_base_model().eval()
     with torch.no_grad():
         assert not torch.equal(model(IDS).logits, causal)
@@ -104,22 +103,19 @@ def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantis
     np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
 
 
-def test_training_a_base_that_passes_no_gradient_raises(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "plain")
+def test_training_a_base_that_passes_no_gradient_raises(checkpoint, tmp_path):
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint, quantization_config=config)
     assert model.encode(TEXTS).shape == (3, 32)
     with pytest.raises(ValueError, match="pass no gradient on"):
         train(model, tmp_path / "run")
 
 
-def test_an_adapter_loads_onto_a_quantised_base(quantised, tiny_model, tmp_path):
-    torch.manual_seed(0)
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain")
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
-    model.eval().save_pretrained(tmp_path / "adapter")
-    quantised.load_adapter(str(tmp_path / "adapter"))
-    first, second = (one.encode(TEXTS, normalize_embeddings=True) for one in (model, quantised))
+def test_an_adapter_loads_onto_a_quantized_base(quantized, checkpoint, tmp_path):
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(checkpoint))
+    model.save_pretrained(tmp_path / "adapter")
+    quantized.load_adapter(str(tmp_path / "adapter"))
+    first, second = (one.encode(TEXTS, normalize_embeddings=True) for one in (model, quantized))
     assert (first * second).sum(1).min() > 0.99
 
 
