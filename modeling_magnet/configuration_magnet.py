@@ -131,7 +131,11 @@ class MagnetSettings:
         return asdict(self)
 
     def choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
-        """Return the prompt of a call: `prompt` (`""` for none), else the stored one of that name, else the default.
+        """Return the prompt of an `encode` call.
+
+        Args:
+            prompt (`str`, *optional*): The prompt itself; `""` for none.
+            prompt_name (`str`, *optional*): Name of a stored prompt; by default the default prompt is returned.
 
         Raises:
             ValueError: If both were passed, the prompt is not a Unicode string, or the name is unknown.
