@@ -15,13 +15,16 @@ from .infill_options_magnet import InfillOptions
 from .infilling_magnet import InfillOutput
 from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
 from .pooling_magnet import quantize_embeddings
+from .sources_magnet import CheckpointError
 from .spans_magnet import Fill
+from .words_magnet import OffsetVectors
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FAMILIES",
     "AutoMagnetForCausalLM",
+    "CheckpointError",
     "Fill",
     "InfillOptions",
     "InfillOutput",
@@ -35,5 +38,6 @@ __all__ = [
     "MagnetQwen3ForCausalLM",
     "MagnetSettings",
     "MagnetSmolLM3ForCausalLM",
+    "OffsetVectors",
     "quantize_embeddings",
 ]

@@ -1,4 +1,4 @@
-"""Load PEFT adapters with their MAGNET settings, disable them per call, and save their contrastive head.
+"""Load PEFT adapters with their MAGNET settings, and disable them per call.
 
 How an adapter is off in some modes: `bind_adapters` registers one pre-hook on every adapter layer. `adapters_for`
 wraps each forward; if the adapter is off in its mode, it sets the context variable `_base_only` during the call. The
@@ -10,18 +10,16 @@ the layers that skipped their adapter, so that a call raises an error if no laye
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .configuration_magnet import AttentionMode, MagnetSettings, check_mode
-from .pooling_magnet import ContrastiveHead
+from .pooling_magnet import load_head
 from .sources_magnet import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    HEAD_WEIGHTS,
     CheckpointError,
     ModelSource,
     check_tensors,
@@ -69,7 +67,7 @@ def set_adapter_modes(model: Any, modes: Sequence[AttentionMode] | None) -> None
         check_mode(mode)
     if chosen is not None:
         bind_adapters(model)
-    MagnetSettings.update(model.config, adapter_modes=chosen)
+    MagnetSettings.update_config(model.config, adapter_modes=chosen)
 
 
 def bind_adapters(model: Any) -> None:
@@ -190,7 +188,7 @@ def load_adapter(
         if source is not None and settings is not None:
             if settings.contrastive_head is not None:
                 load_head(model, source)
-            settings.store(model.config)
+            settings.store_in(model.config)
         if MagnetSettings.from_config(model.config).adapter_modes is not None:
             bind_adapters(model)
     except Exception:
@@ -249,31 +247,4 @@ def forget_deleted_adapter(model: Any) -> None:
             setattr(model.get_submodule(parent), child, base)
     model._hf_peft_config_loaded = False  # otherwise transformers would save an adapter
     model._bound_adapters = ()
-    MagnetSettings.update(model.config, adapter_modes=None)
-
-
-# Name of the contrastive head in the model, and its prefix in state dicts. On disk it has the file HEAD_WEIGHTS.
-HEAD_NAME = "sscl_head"
-HEAD_PREFIX = f"{HEAD_NAME}."
-
-
-def write_head(model: Any, directory: Path, weights: dict[str, Any]) -> None:
-    """Write the contrastive head of a state dict to its file, if the settings say that the model has one."""
-    if MagnetSettings.from_config(model.config).contrastive_head is not None:
-        names = [name for name in weights if name.startswith(HEAD_PREFIX)]
-        file = directory / HEAD_WEIGHTS
-        file.parent.mkdir(exist_ok=True)
-        save_file({name.removeprefix(HEAD_PREFIX): weights[name].contiguous() for name in names}, file)
-
-
-def load_head(model: Any, source: ModelSource) -> None:
-    """Load the contrastive head from its file."""
-    file = source.file(HEAD_WEIGHTS)
-    if file is None:
-        raise CheckpointError(
-            f"{source} has no {HEAD_WEIGHTS}, the file of its contrastive head. Download it again, or set "
-            "`contrastive_head` in its settings to null to encode without it."
-        )
-    # Always build a new head: the one of the model may be missing (adapters) or quantized with the base.
-    model.sscl_head = ContrastiveHead(model.config.hidden_size).to(device=model.device, dtype=model.dtype)
-    model.sscl_head.load_state_dict(load_file(str(file)))
+    MagnetSettings.update_config(model.config, adapter_modes=None)

@@ -1,4 +1,4 @@
-"""What runs in every attention layer: the default back-end, and the cache of the decoding loop.
+"""Implement the default attention back-end, and the cache of the decoding loop.
 
 The back-end is SDPA, except for plain matrix products in bfloat16 on a CPU outside causal mode. With a mask, the CPU's
 fused SDPA is twice as slow in bfloat16, forward and backward, and its rounding depends on the padded length; plain
@@ -23,7 +23,7 @@ DEFAULT_ATTENTION = "sdpa_magnet"
 MASK_IS_OURS = "magnet_mask"
 # Limit in bytes of the attention scores in memory. Larger ones are computed in parts, or, if a backward pass would
 # need them, by SDPA.
-_MOST_BYTES = 2**26
+_MAX_BYTES = 2**26
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -67,7 +67,7 @@ def masked_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     assert attention_mask is not None
-    fits = query.shape[:3].numel() * key.shape[2] * 2 <= _MOST_BYTES
+    fits = query.shape[:3].numel() * key.shape[2] * 2 <= _MAX_BYTES
     is_kept = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
     is_plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))
     if query.device.type != "cpu" or not is_plain or (is_kept and not fits):
@@ -101,11 +101,11 @@ def _attend_in_parts(
 ) -> torch.Tensor:
     """Call `_attend` on some queries of one row at a time, without gradients."""
     attended = torch.empty_like(query)
-    rows = max(1, _MOST_BYTES // (2 * query.shape[1] * key.shape[2]))
+    part_length = max(1, _MAX_BYTES // (2 * query.shape[1] * key.shape[2]))
     for index in range(len(query)):
         row = slice(index, index + 1)
-        for start in range(0, query.shape[2], rows):
-            part = slice(start, start + rows)
+        for start in range(0, query.shape[2], part_length):
+            part = slice(start, start + part_length)
             attended[row, :, part] = _attend(
                 query[row, :, part], key[row], value[row], mask[row, :, part], scale=scale, dropout=dropout
             )
@@ -149,10 +149,10 @@ class ReservedCache(Cache):
         self.reserved = [ReservedLayer(capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.reserved))
 
-    def keep_first_rows(self, rows: int) -> None:
-        """Keep only the first `rows` rows, without a copy."""
+    def keep_first_rows(self, num_rows: int) -> None:
+        """Keep only the first `num_rows` rows, without a copy."""
         for layer in self.reserved:
-            layer.buffers = tuple(buffer[:rows] for buffer in layer.buffers)
+            layer.buffers = tuple(buffer[:num_rows] for buffer in layer.buffers)
 
 
 AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)

@@ -21,7 +21,7 @@ ACCELERATOR_BATCH_TOKENS = 16_384
 # In bfloat16 on a CPU, the shape of a matrix product selects the kernel and so the order of its sums. Over 18 layers
 # this leads to a cosine of 0.994 between the vectors of a text alone and in a batch. All shapes with at least
 # this many positions, in rows of 16 or a multiple of 32, use the same order (torch 2.13, AMX).
-LEAST_BFLOAT16_POSITIONS = 1024
+MIN_BFLOAT16_POSITIONS = 1024
 BFLOAT16_ROWS = (16, 32)
 # A progress bar over fewer texts would only flicker. Infilling runs many forwards per batch, so it counts batches.
 PROGRESS_FROM_TEXTS = 1000
@@ -41,9 +41,9 @@ _REMEDY = (
 ReadingMode = Literal["bidirectional", "causal"]
 
 
-def is_progress_hidden(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
+def is_progress_hidden(show_progress_bar: bool | None, number: int, *, minimum: int = PROGRESS_FROM_TEXTS) -> bool:
     """Return whether to hide the progress bar over `number` texts or batches."""
-    return number < least if show_progress_bar is None else not show_progress_bar
+    return number < minimum if show_progress_bar is None else not show_progress_bar
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def token_budget(model: Any, batch_tokens: int | None = None, batch_size: int | 
     """Check both limits of a batch, and return the limit in tokens."""
     for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
         if value is not None:
-            check_whole_number(value, name=name, least=1)
+            check_whole_number(value, name=name, minimum=1)
     default = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     return default if batch_tokens is None else batch_tokens
 
@@ -100,7 +100,7 @@ def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
     """
     small, multiple = BFLOAT16_ROWS
     width = small if longest <= small else -(-longest // multiple) * multiple
-    return width, max(num_rows, -(-LEAST_BFLOAT16_POSITIONS // width))
+    return width, max(num_rows, -(-MIN_BFLOAT16_POSITIONS // width))
 
 
 class HiddenStates(NamedTuple):
@@ -124,8 +124,8 @@ def hidden_states(
 
     Args:
         rows (`Sequence[Sequence[int]]`): Token ids.
-        batch_tokens, batch_size (`int`): Most tokens, padding included, and most rows of a forward.
-        mode (`str`): Of the forwards.
+        batch_tokens, batch_size (`int`): Maximum number of tokens, padding included, and of rows per forward.
+        mode (`str`): Attention mode.
     """
     padding = pad_token_id(model)
     is_evened = mode == "bidirectional" and takes_float_masks(model.dtype, model.device)
@@ -168,7 +168,7 @@ def target_logprobs(
         batch (`dict`): Arguments of the forward, on the model's device.
         targets (`Sequence[tuple[int, int, int, int]]`): Layer, row, position and token: the output at the position
             predicts the token. Several tokens at one position go to different layers, counted from 0.
-        mode (`str`): Of the forward.
+        mode (`str`): Attention mode.
     """
     if not targets:
         return []

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapters_magnet import HEAD_PREFIX, check_adapter_fits, load_head, write_head
+from .adapters_magnet import check_adapter_fits
 from .configuration_magnet import MagnetSettings
+from .pooling_magnet import HEAD_PREFIX, load_head, write_head
 from .sources_magnet import (
     SOURCE_ARGUMENTS,
     CheckpointError,
@@ -127,7 +128,7 @@ def load_model(
         adapter_kwargs = {name: value for name, value in adapter.arguments.items() if name not in of_base}
         model.load_adapter(adapter.path, adapter_kwargs=adapter_kwargs)
     if mask is not None:  # last, because `load_adapter` replaces the settings
-        MagnetSettings.update(model.config, mask_token=mask[0], mask_token_id=mask[1])
+        MagnetSettings.update_config(model.config, mask_token=mask[0], mask_token_id=mask[1])
     model._card_source = (adapter or source) if opened.is_ours else None
     adapter_is_ours = adapter is not None and opened.is_ours
     if MagnetSettings.from_config(model.config).contrastive_head is not None and not adapter_is_ours:
@@ -158,8 +159,8 @@ def _open(family: Any, source: ModelSource, adapter: ModelSource | None, *, conf
 
 def _find_tokenizer(opened: _Opened, mask_token: str | None) -> tuple[TokenizerSource, tuple[str, int] | None]:
     """Return the source of the tokenizer, and the mask token with its id if the settings need one."""
-    place = tokenizer_source_of(opened.model, opened.adapter)
-    source = TokenizerSource(place.path, place.arguments)
+    location = tokenizer_source_of(opened.model, opened.adapter)
+    source = TokenizerSource(location.path, location.arguments)
     needs_mask = opened.settings.mask_token_id is None or mask_token is not None
     tokenizer = source.find() if needs_mask else None
     if tokenizer is not None:
@@ -328,7 +329,7 @@ def _write_auto_map(model: Any, directory: Path) -> None:
     # If it saves the model itself, it does not write `config_kwargs`, so config.json has to be bidirectional.
     if model.default_mode == "bidirectional" and is_saved_by_library():
         values.update(MagnetSettings.from_config(model.config).encoder_config())
-    MagnetSettings.update(values, adapter_modes=None)  # a full checkpoint has no adapter
+    MagnetSettings.update_config(values, adapter_modes=None)  # a full checkpoint has no adapter
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -172,13 +172,13 @@ class MagnetSettings:
         return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
 
     @classmethod
-    def update(cls, config: Any, **values: Any) -> None:
+    def update_config(cls, config: Any, **values: Any) -> None:
         """Change `values` in a config or the content of a config.json, or raise a `ValueError` and change nothing."""
         stored = config["magnet"] if isinstance(config, dict) else config.magnet
         cls.from_dict({**stored, **values})
         stored.update(values)
 
-    def store(self, config: Any) -> None:
+    def store_in(self, config: Any) -> None:
         """Replace all MAGNET settings of a config by these."""
         config.magnet = self.to_dict()
 

@@ -181,7 +181,10 @@ def decode(
 
 
 class _Loop:
-    """The state of one call of `decode`: the N spans, their cells (row and slot) in the batch, and their tokens."""
+    """The state of one call of `decode`: the N spans, their cells (row and slot) in the batch, and their tokens.
+
+    `read_context` runs first, and sets the cache, the masks and the start positions.
+    """
 
     def __init__(
         self,
@@ -206,8 +209,8 @@ class _Loop:
         self.is_nan = torch.zeros((), dtype=torch.bool, device=model.device)
         self.with_scores = rules is not None and bool(rules.criteria)
         self.reads_tokens = rules is not None or chooser.reads_tokens
-        most_spans = chooser.most_spans(model.config.vocab_size, device=model.device)
-        self.most_spans = len(spans) if self.with_scores else most_spans  # criteria need the scores of all spans
+        max_spans = chooser.max_spans(model.config.vocab_size, device=model.device)
+        self.max_spans = len(spans) if self.with_scores else max_spans  # criteria need the scores of all spans
         self.keeps_rows = bool(chooser.processors) or self.with_scores  # these may index their state by row
 
     def read_context(self, rows: Sequence[SpanRow], *, embed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -303,7 +306,7 @@ class _Loop:
 
     def _choose(self, states: torch.Tensor, active: list[int], step: int) -> Choice:
         """Choose a token for each active span from states `(N, H)`, in groups that bound the memory for logits."""
-        num_groups = -(-len(active) // self.most_spans)
+        num_groups = -(-len(active) // self.max_spans)
         size = -(-len(active) // num_groups)
         groups = []
         for start in range(0, len(active), size):

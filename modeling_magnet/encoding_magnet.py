@@ -77,7 +77,7 @@ def encode(
     Args:
         inputs, sentences (`str` or `list[str]`): Texts; `sentences` is the older name.
         prompt_name, prompt (`str`, *optional*): Name of a stored prompt, or the prompt itself (`""` for none).
-        batch_size, batch_tokens (`int`, *optional*): Most texts, and most tokens with padding, of a forward.
+        batch_size, batch_tokens (`int`, *optional*): Maximum number of texts, and of tokens with padding, per forward.
         output_value (`str`, *optional*): `"sentence_embedding"`, `"token_embeddings"` (a tensor for each text) or
             `None` (a `dict` for each text); the last two ignore `convert_to_*` and `precision`.
         precision, pooling: See `quantize_embeddings` and `pool_states`.
@@ -175,7 +175,7 @@ class _EncodeCall:
         check_choice(self.pooling, POOLINGS, name="pooling")
         self.width: int = model.config.hidden_size
         if truncate_dim is not None:
-            check_whole_number(truncate_dim, name="truncate_dim", least=1, most=self.width)
+            check_whole_number(truncate_dim, name="truncate_dim", minimum=1, maximum=self.width)
             self.width = truncate_dim
         self.normalize = normalize
 

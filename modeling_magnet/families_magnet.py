@@ -118,8 +118,8 @@ def open_without_weights(
     base = source.adapter_base()
     with wrap_read_errors(f"config.json of {base or source}"):
         config = family.config_class.from_dict((base or source).config_values())
-    place = source if base is None else tokenizer_source_of(base, source)
-    with wrap_read_errors(f"The tokenizer of {place}"):
-        tokenizer = TokenizerSource(place.path, place.arguments).load()
+    tokenizer_source = source if base is None else tokenizer_source_of(base, source)
+    with wrap_read_errors(f"The tokenizer of {tokenizer_source}"):
+        tokenizer = TokenizerSource(tokenizer_source.path, tokenizer_source.arguments).load()
     check_tokenizer_fits(tokenizer, config.vocab_size)
     return config, tokenizer

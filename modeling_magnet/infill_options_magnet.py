@@ -150,15 +150,15 @@ class InfillOptions:
         `max_new_tokens` of the generation config bounds the lengths of `"auto"`; `min_new_tokens` bounds all lengths
         from below. If the model ends spans, `"auto"` tries multiples of `end_of_span`, the model's setting.
         """
-        least = self.generation_config.min_new_tokens or 1
+        shortest = self.generation_config.min_new_tokens or 1
         if self.num_tokens != "auto":
             lengths = sorted({*(self.num_tokens or [])})
-            return [length for length in lengths if length >= least] or lengths
-        most = self.generation_config.max_new_tokens or sys.maxsize
+            return [length for length in lengths if length >= shortest] or lengths
+        longest = self.generation_config.max_new_tokens or sys.maxsize
         auto: Sequence[int] = AUTO_LENGTHS
         if self.stop_at_end_of_span:
             auto = range(end_of_span, AUTO_LENGTHS[-1] + end_of_span, end_of_span)
-        return [length for length in auto if least <= length <= most] or [max(least, min(most, auto[0]))]
+        return [length for length in auto if shortest <= length <= longest] or [max(shortest, min(longest, auto[0]))]
 
     def all_criteria(self) -> StoppingCriteriaList | None:
         """Return the caller's criteria and the time limit of the generation config, which starts now."""
@@ -185,12 +185,12 @@ class InfillOptions:
                 "`trim_overlap`."
             )
         for name in ("batch_size", "chunk_size"):
-            check_whole_number(getattr(self, name), name=name, least=1)
+            check_whole_number(getattr(self, name), name=name, minimum=1)
         if lengths is not None and lengths != "auto":
             if not lengths:
                 raise ValueError("`num_tokens` is empty. Pass the lengths to try, or 'auto'.")
             for length in lengths:
-                check_whole_number(length, name="num_tokens", least=1)
+                check_whole_number(length, name="num_tokens", minimum=1)
 
 
 def _check_names(arguments: dict[str, Any], names: set[str]) -> None:
@@ -226,7 +226,7 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
     config.update(**{name: value for name, value in overrides.items() if name != "num_return_sequences"})
     answers = overrides.get("num_return_sequences", config.num_return_sequences)
     if answers is not None:
-        check_whole_number(answers, name="num_return_sequences", least=1)
+        check_whole_number(answers, name="num_return_sequences", minimum=1)
     config.num_return_sequences = answers or 1
     if config.max_length == NEUTRAL["max_length"]:
         config.max_length = None

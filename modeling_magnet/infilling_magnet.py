@@ -21,15 +21,15 @@ from .batching_magnet import (
     is_progress_hidden,
     pad_token_id,
     probe_attention,
-    target_logprobs,
-    to_device,
 )
 from .configuration_magnet import MagnetSettings
 from .decoding_magnet import SpanStream, StopRules, decode
 from .infill_options_magnet import InfillOptions
 from .sampling_magnet import CharacterRule, TokenChooser
+from .scoring_magnet import length_scores
 from .spans_magnet import (
     Fill,
+    FilledText,
     Healed,
     Span,
     SpanLayout,
@@ -45,11 +45,9 @@ from .spans_magnet import (
     trim_overlap,
 )
 from .spelling_magnet import byte_tokens
-from .tokenization_magnet import check_texts, check_whole_number, pad_token_rows, special_ids
+from .tokenization_magnet import check_pairs, check_texts, check_whole_number, special_ids
 
 Ranges = Sequence[tuple[int, int]]
-# Number of tokens after a span that count for the score of its length.
-JOIN_TOKENS = 8
 
 
 # --- The public calls.
@@ -78,7 +76,6 @@ def infill(model: Any, prefix: str | Sequence[str], suffix: str | Sequence[str],
     """Generate the text between a prefix and a suffix.
 
     Args:
-        model: A MAGNET model.
         prefix (`str` or `list[str]`): Text before the blank; may be empty.
         suffix (`str` or `list[str]`): Text after the blank, joined without an added space; may be empty.
         options: Options of `InfillOptions`: `max_new_tokens` or `num_tokens`, and others such as `do_sample`,
@@ -115,7 +112,6 @@ def infill_blanks(
     r"""Fill every blank of a text in one decoding loop.
 
     Args:
-        model: A MAGNET model.
         text (`str` or `list[str]`): Texts with blanks.
         blank (`str`, defaults to `"[blank]"`): The mark of a blank. `"\[blank]"` is text.
         ranges (`list[tuple[int, int]]`, or one such list per text, *optional*): Character ranges to replace, instead
@@ -143,7 +139,6 @@ def fill(
     """Return a text with its blanks filled.
 
     Args:
-        model: A MAGNET model.
         text (`str` or `list[str]`): Texts with blanks.
         blank, ranges: As in `infill_blanks`.
         options: As in `infill`.
@@ -179,7 +174,6 @@ def rewrite(model: Any, text: str, start: int, end: int, **options: Any) -> Any:
     fill may be the same words.
 
     Args:
-        model: A MAGNET model.
         text (`str`): The text.
         start (`int`): Index of the first character of the selection.
         end (`int`): Index of the character after the selection.
@@ -203,23 +197,6 @@ def rewrite(model: Any, text: str, start: int, end: int, **options: Any) -> Any:
         options = {**options, "max_new_tokens": max(len(selected), 1)}
     output = _fill_and_format(model, [parts], options)
     return output if isinstance(output, InfillOutput) else output[0][0]
-
-
-def check_pairs(prefix: Any, suffix: Any) -> tuple[bool, list[str], list[str]]:
-    """Return whether both arguments are strings, and the lists of prefixes and suffixes.
-
-    Raises:
-        ValueError: If one is a string and the other a list, if the lists differ in length, or if an item is not text.
-    """
-    single = isinstance(prefix, str) and isinstance(suffix, str)
-    prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
-    suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
-    if len(prefixes) != len(suffixes) or isinstance(prefix, str) != isinstance(suffix, str):
-        raise ValueError(
-            f"`prefix` is a {type(prefix).__name__} of length {len(prefixes)}, `suffix` is a {type(suffix).__name__} "
-            f"of length {len(suffixes)}. Pass two strings, or two lists of the same length."
-        )
-    return single, prefixes, suffixes
 
 
 def _split_texts(
@@ -321,7 +298,7 @@ def _span_lengths(lengths: Any, index: int, parts: Sequence[str], *, num_texts: 
             raise ValueError(f"`max_new_tokens` has {len(lengths)} numbers; text {index} has {num_spans} blanks.")
     lengths = list(lengths) if isinstance(lengths, list | tuple) else [lengths] * num_spans
     for length in lengths:
-        check_whole_number(length, name="max_new_tokens", least=1)
+        check_whole_number(length, name="max_new_tokens", minimum=1)
     return lengths
 
 
@@ -354,15 +331,6 @@ def _answers(call: _InfillCall, spans: Sequence[Span], *, before: str, after: st
 # --- Spans of known lengths, in rounds of chunks.
 
 
-@dataclass
-class FilledText:
-    """A text with its fills."""
-
-    layout: SpanLayout  # before anything was filled
-    spans: list[list[Span]]  # for each blank, its answers
-    embedding: torch.Tensor | None = None  # (hidden_size,), of the text with its blanks
-
-
 def fill_spans(
     call: _InfillCall, texts: Sequence[Sequence[str]], *, span_lengths: Sequence[Sequence[int]]
 ) -> list[FilledText]:
@@ -379,7 +347,7 @@ def fill_spans(
     rows = [(text, SpanRow(text.layout, [s for answers in text.spans for s in answers])) for text in filled]
     is_first, num_settled = True, 0  # not read from the bar, because a disabled bar does not count
     num_batches = -(-len(rows) // options.batch_size)
-    is_hidden = is_progress_hidden(options.show_progress_bar, num_batches, least=PROGRESS_FROM_BATCHES)
+    is_hidden = is_progress_hidden(options.show_progress_bar, num_batches, minimum=PROGRESS_FROM_BATCHES)
     bar = tqdm(total=sum(span.length for span in spans), desc="Filling", unit="token", disable=is_hidden)
     with bar, adapters_for(model, "infill"):  # around the loop, because the head may also have an adapter
         while rows:
@@ -411,10 +379,10 @@ def _lay_out_texts(
     num_answers: int = config.num_return_sequences
     if num_answers > vocab_size:
         raise ValueError(f"`num_return_sequences` is {num_answers}, but only {vocab_size} tokens can begin an answer.")
-    least, numbers, filled = config.min_new_tokens or 0, count(), []
+    min_length, numbers, filled = config.min_new_tokens or 0, count(), []
     for parts, lengths in zip(texts, span_lengths, strict=True):
-        if min(lengths) < least:
-            raise ValueError(f"`min_new_tokens` is {least}, more than the length of a fill ({min(lengths)}).")
+        if min(lengths) < min_length:
+            raise ValueError(f"`min_new_tokens` is {min_length}, more than the length of a fill ({min(lengths)}).")
         layout, spans = call.lay_out(parts, lengths, max_positions=call.max_positions), []
         for blank, length in enumerate(lengths):
             before = layout.token_ids[: layout.predictors[blank] + 1]
@@ -490,9 +458,7 @@ def _count_settled(span: Span) -> int:
     return len(span.token_ids) if span.is_possible and not span.is_full else span.length
 
 
-# --- Spans of unknown lengths. The score of a length is the mean log-probability of the tokens of the fill, plus the
-# mean log-probability of the first tokens after it when the filled text is read causally: the fill must be likely in
-# its context, and the text after it must be likely to follow. Sums would always prefer the shortest length.
+# --- Spans of unknown lengths.
 
 
 def fill_best_lengths(
@@ -511,7 +477,7 @@ def fill_best_lengths(
         [parts for parts, _ in pairs],
         span_lengths=[[length] * (len(parts) - 1) for parts, length in pairs],
     )
-    scored = iter(zip(trials, _length_scores(call, trials), strict=True))
+    scored = iter(zip(trials, length_scores(call.model, trials, batch_size=options.batch_size), strict=True))
     tables: list[list[dict[int, float]]] = []
     best: list[FilledText] = []
     for lengths in candidates:
@@ -536,41 +502,3 @@ def _fitting_lengths(call: _InfillCall, parts: Sequence[str]) -> list[int]:
     multiple = call.end_of_span or 1
     fitting = [length for length in candidates if num_spans * round_up(length, multiple) <= capacity]
     return fitting or [min(candidates)]
-
-
-def _length_scores(call: _InfillCall, texts: Sequence[FilledText]) -> list[list[float]]:
-    """Return the score of each blank, for texts with one answer to each blank."""
-    scores: list[list[float]] = [[] for _ in texts]
-    batch_size = call.options.batch_size
-    by_length = sorted(range(len(texts)), key=lambda index: -texts[index].layout.length)
-    for start in range(0, len(texts), batch_size):
-        batch = by_length[start : start + batch_size]
-        joins = _join_logprobs(call, [texts[index] for index in batch])
-        for index, joins_of_text in zip(batch, joins, strict=True):
-            for (span,), join in zip(texts[index].spans, joins_of_text, strict=True):
-                has_text = span.is_possible and len(span.logprobs) > 0
-                mean = sum(span.logprobs) / len(span.logprobs) if has_text else -torch.inf
-                scores[index].append(mean + join)
-    return scores
-
-
-def _join_logprobs(call: _InfillCall, texts: Sequence[FilledText]) -> list[list[float]]:
-    """Return the causal mean log-probability of the first tokens after each span; 0 at the end of a text."""
-    rows: list[list[int]] = []
-    ranges: list[list[range]] = []  # for each text and span, the indices of the tokens after the span
-    for text in texts:
-        ids = list(text.layout.parts[0])
-        after = []
-        for (span,), part in zip(text.spans, text.layout.parts[1:], strict=True):
-            ids += span.token_ids
-            after.append(range(len(ids), len(ids) + min(JOIN_TOKENS, len(part))))
-            ids += part
-        rows.append(ids)
-        ranges.append(after)
-    batch = to_device(call.model, pad_token_rows(rows, pad_token_id=call.pad_token_id))
-    indices = [(row, index) for row, after in enumerate(ranges) for span_range in after for index in span_range]
-    targets = [(0, row, index - 1, rows[row][index]) for row, index in indices]
-    logprobs = iter(target_logprobs(call.model, batch, targets, mode="causal"))
-    return [
-        [sum(next(logprobs) for _ in span_range) / max(len(span_range), 1) for span_range in after] for after in ranges
-    ]

@@ -79,20 +79,20 @@ def token_losses(
     _check_targets(targets, vocab_size=vocab_size)
     num_targets = max(1, _bound_of_targets(is_set, num_targets))
     dtype = _product_dtype(head, states)
-    rows = _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
+    chunk_size = _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
     if _is_gathered(head):  # every call gathers the weight from all processes: call the head once
-        rows = num_targets
-    size = -(-num_targets // rows) * rows  # N
+        chunk_size = num_targets
+    size = -(-num_targets // chunk_size) * chunk_size  # N
     indices = torch.nonzero_static(is_set, size=size, fill_value=len(targets))[:, 0]  # (N,), T for padding
     set_targets = F.pad(targets, (0, 1), value=IGNORE_INDEX)[indices]  # (N,)
     set_states = states.flatten(0, 1).index_select(0, indices % states.shape[:2].numel())  # (N, H)
     trains_head = torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters())
     if project is None and not trains_head and _is_plain_linear(head, states):
         weight: torch.Tensor = head.weight.detach().to(dtype)  # type: ignore[operator]
-        losses, hits = _with_weight(weight, set_states, set_targets, softcap=softcap, rows=rows)
+        losses, hits = _with_weight(weight, set_states, set_targets, softcap=softcap, size=chunk_size)
     else:
         project = project or (lambda states: soft_cap(head(states), softcap))
-        losses, hits = _with_any_head(project, set_states, set_targets, rows=rows)
+        losses, hits = _with_any_head(project, set_states, set_targets, size=chunk_size)
     shape = target_ids.shape
     return TokenLosses(_scatter(losses, indices, shape), None if hits is None else _scatter(hits, indices, shape))
 
@@ -101,11 +101,11 @@ def _check_targets(targets: torch.Tensor, *, vocab_size: int) -> None:
     """Refuse tokens outside the vocabulary on a CPU, where PyTorch names an index of an inner tensor."""
     if targets.device.type != "cpu" or torch.compiler.is_compiling() or not targets.numel():
         return
-    least, most = int(targets.min()), int(targets.max())
-    if most >= vocab_size or (least < 0 and least != IGNORE_INDEX):
+    lowest, highest = int(targets.min()), int(targets.max())
+    if highest >= vocab_size or (lowest < 0 and lowest != IGNORE_INDEX):
         raise ValueError(
-            f"`target_ids` holds {most if most >= vocab_size else least}; expected tokens from 0 to {vocab_size - 1}, "
-            "or -100 for none."
+            f"`target_ids` holds {highest if highest >= vocab_size else lowest}; expected tokens from 0 to "
+            f"{vocab_size - 1}, or -100 for none."
         )
 
 
@@ -126,9 +126,9 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor, *, rows: int) -> Measured:
+def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor, *, size: int) -> Measured:
     """Return losses `(N,)`, and hits `(N,)` if gradients are disabled, by calling `project` for each chunk."""
-    parts = list(zip(states.split(rows), targets.split(rows), strict=True))
+    parts = list(zip(states.split(size), targets.split(size), strict=True))
     if not torch.is_grad_enabled():
         losses, hits = zip(*[_losses_and_hits(project, *part) for part in parts], strict=True)
         return torch.cat(losses), torch.cat(hits)
@@ -154,12 +154,12 @@ def _losses_and_hits(
 
 
 def _with_weight(
-    weight: torch.Tensor, states: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, rows: int
+    weight: torch.Tensor, states: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, size: int
 ) -> Measured:
     """Return losses `(N,)`, and hits `(N,)` if gradients are disabled, of a linear head that is not trained."""
     if torch.is_grad_enabled():
-        return _FrozenHead.apply(states, targets, weight, softcap, rows), None
-    chunks = _logits_in_chunks(weight, states, rows=rows)
+        return _FrozenHead.apply(states, targets, weight, softcap, size), None
+    chunks = _logits_in_chunks(weight, states, size=size)
     measured = [_measure(logits, targets[chunk], softcap=softcap, hits=True) for chunk, logits in chunks]
     losses, hits = zip(*measured, strict=True)
     return torch.cat(losses), torch.cat(hits)
@@ -170,12 +170,12 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, softcap: float | None, rows: int
+        ctx: Any, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, softcap: float | None, size: int
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=_accumulation_dtype(weight.dtype), device=states.device)
         gradient = torch.empty_like(states)
-        for chunk, logits in _logits_in_chunks(weight, states, rows=rows):
-            losses[chunk] = _measure(logits, targets[chunk], softcap=softcap, errors=True)[0]
+        for chunk, logits in _logits_in_chunks(weight, states, size=size):
+            losses[chunk] = _measure(logits, targets[chunk], softcap=softcap, gradients=True)[0]
             gradient[chunk] = logits @ weight  # `_measure` replaced the logits by the gradient of the losses
         ctx.save_for_backward(gradient)
         return losses
@@ -188,34 +188,34 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _logits_in_chunks(
-    weight: torch.Tensor, states: torch.Tensor, *, rows: int
+    weight: torch.Tensor, states: torch.Tensor, *, size: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield the slice of each chunk and its logits `(C, V)` before the cap.
 
     On a CPU all chunks share one buffer, because allocating memory takes as much time as the product.
     """
     is_cpu = weight.device.type == "cpu"
-    buffer = weight.new_empty(min(rows, len(states)), len(weight)) if is_cpu else None
-    for start in range(0, len(states), rows):
-        part = states[start : start + rows].to(weight.dtype)
+    buffer = weight.new_empty(min(size, len(states)), len(weight)) if is_cpu else None
+    for start in range(0, len(states), size):
+        part = states[start : start + size].to(weight.dtype)
         out = None if buffer is None else buffer[: len(part)]
         yield slice(start, start + len(part)), torch.mm(part, weight.t(), out=out)
 
 
 def _measure(
-    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool = False, hits: bool = False
+    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, gradients: bool = False, hits: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return losses and hits `(C,)` of a chunk; with `errors`, overwrite its logits by the gradient of the losses."""
+    """Return losses and hits `(C,)` of a chunk; with `gradients`, overwrite its logits by those of the losses."""
     # On a CPU, split into blocks whose float32 copies fit the cache.
     step = max(1, _CPU_BLOCK_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = zip(logits.split(step), targets.split(step), strict=True)
-    blocks = [_measure_block(*part, softcap=softcap, errors=errors, hits=hits) for part in parts]
+    blocks = [_measure_block(*part, softcap=softcap, gradients=gradients, hits=hits) for part in parts]
     losses, is_hit = zip(*blocks, strict=True)
     return torch.cat(losses), torch.cat(is_hit)
 
 
 def _measure_block(
-    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool, hits: bool
+    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, gradients: bool, hits: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute one block of `_measure`.
 
@@ -226,15 +226,15 @@ def _measure_block(
     capped = soft_cap(logits, softcap)
     is_hit = capped.argmax(-1) == targets if hits else targets.new_empty(0)
     wide = capped.to(_accumulation_dtype(logits.dtype))
-    if wide is logits and not errors:
+    if wide is logits and not gradients:
         wide = logits.clone()
-    slope = None if softcap is None or not errors else 1 - (wide / softcap).square_()
+    slope = None if softcap is None or not gradients else 1 - (wide / softcap).square_()
     chosen = targets.masked_fill(targets == IGNORE_INDEX, 0)[:, None]
     largest = wide.amax(-1, keepdim=True)
     distances = largest - wide.gather(1, chosen)  # before the exponentials overwrite `wide`
     exponentials = wide.sub_(largest).exp_()
     sums = exponentials.sum(-1, keepdim=True)
-    if errors:
+    if gradients:
         probabilities = exponentials.div_(sums)
         probabilities.scatter_add_(1, chosen, probabilities.new_full((1, 1), -1.0).expand_as(chosen))
         if slope is not None:
@@ -245,18 +245,18 @@ def _measure_block(
 
 
 def _scatter(values: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Scatter values to their indices in a tensor of a shape, without the padding; a copy, as FSDP2 warns of views."""
+    """Scatter values to their indices in a tensor of a shape, without padding; copied, as FSDP2 warns about views."""
     return values.new_zeros(shape.numel() + 1).index_copy(0, indices, values)[:-1].reshape(shape).clone()
 
 
 def _chunk_size(num_targets: int, *, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
     """Return the number of positions of a chunk, chosen for few chunks of equal size with little padding."""
     if device.type == "cpu":
-        most, unit = min(_CPU_POSITIONS, _CPU_BYTES // (vocab_size * dtype.itemsize)), _CPU_ROUND
+        max_length, unit = min(_CPU_POSITIONS, _CPU_BYTES // (vocab_size * dtype.itemsize)), _CPU_ROUND
     else:
-        most, unit = _DEVICE_LOGITS // vocab_size, _DEVICE_ROUND
-    most = max(unit, most // unit * unit)
-    even = -(-num_targets // -(-num_targets // most))
+        max_length, unit = _DEVICE_LOGITS // vocab_size, _DEVICE_ROUND
+    max_length = max(unit, max_length // unit * unit)
+    even = -(-num_targets // -(-num_targets // max_length))
     return -(-even // unit) * unit
 
 

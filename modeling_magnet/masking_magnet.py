@@ -141,22 +141,26 @@ def limit_to_window(
     return near
 
 
-def render_for_layers(
+def layer_masks(
+    config: Any,
     allowed: torch.Tensor,
     *,
-    windows: dict[str, int | None],
     query_positions: torch.Tensor,
     key_positions: torch.Tensor,
-    implementation: str,
     dtype: torch.dtype,
+    windows: dict[str, int | None] | None = None,
 ) -> Any:
     """Render one mask, or a `dict` with one for each kind of layer: see `layer_windows` and `render_pattern`.
 
     Args:
+        config (`PreTrainedConfig`): Determines the windows and the back-end.
         allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
         query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
-        dtype (`torch.dtype`): Of the hidden states.
+        dtype (`torch.dtype`): Dtype of the hidden states.
+        windows (`dict`, *optional*): Replaces the windows of the config.
     """
+    windows = layer_windows(config) if windows is None else windows
+    implementation = str(config._attn_implementation)
     positions = {"query_positions": query_positions, "key_positions": key_positions}
     rendered: dict[int | None, Any] = {}  # kinds of layers with the same window share a mask
     for window in dict.fromkeys(windows.values()):
@@ -164,12 +168,6 @@ def render_for_layers(
         rendered[window] = render_pattern(pattern, implementation=implementation, dtype=dtype)
     masks = {kind: rendered[window] for kind, window in windows.items()}
     return masks.get("", masks)
-
-
-def layer_masks(config: Any, allowed: torch.Tensor, **options: Any) -> Any:
-    """Call `render_for_layers` with the windows and the back-end of a decoder's config."""
-    backend = str(config._attn_implementation)
-    return render_for_layers(allowed, windows=layer_windows(config), implementation=backend, **options)
 
 
 def mask_of_call(
@@ -210,8 +208,9 @@ def mask_of_call(
     allowed = attention_pattern(segment_ids, query_length=input_shape[1], attention_mask=attention_mask)
     if position_ids is None:
         position_ids = torch.arange(shape[1], device=device)[None, past_length:]
-    positions = {"query_positions": position_ids, "key_positions": position_ids}
-    return layer_masks(config, allowed, **positions, dtype=inputs_embeds.dtype)
+    return layer_masks(
+        config, allowed, query_positions=position_ids, key_positions=position_ids, dtype=inputs_embeds.dtype
+    )
 
 
 def _check_table(table: Any, shape: tuple[int, int], *, name: str) -> None:
@@ -297,7 +296,7 @@ class StepMasks:
         context_positions (`torch.LongTensor` of shape `(B, C)`): Their positions.
         starts (`torch.LongTensor` of shape `(B, K)`): Position of the first token of each of K spans.
         num_steps (`int`): T.
-        dtype (`torch.dtype`): Of the hidden states.
+        dtype (`torch.dtype`): Dtype of the hidden states.
     """
 
     def __init__(
@@ -337,11 +336,7 @@ class StepMasks:
         return self._render(allowed, self.starts[:num_rows] + step, keys)
 
     def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
-        return render_for_layers(
-            allowed,
-            windows=self.windows,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            implementation=str(self.config._attn_implementation),
-            dtype=self.dtype,
+        options: dict[str, Any] = {"windows": self.windows, "dtype": self.dtype}
+        return layer_masks(
+            self.config, allowed, query_positions=query_positions, key_positions=key_positions, **options
         )

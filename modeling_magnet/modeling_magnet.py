@@ -16,7 +16,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters_magnet import (
-    HEAD_NAME,
     adapters_for,
     bind_adapters,
     forget_deleted_adapter,
@@ -36,7 +35,7 @@ from .infilling_magnet import infill_blanks as _infill_blanks
 from .infilling_magnet import rewrite as _rewrite
 from .losses_magnet import soft_cap, token_losses
 from .masking_magnet import check_labels_are_hidden, mask_of_call
-from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
+from .pooling_magnet import HEAD_NAME, ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
 from .scoring_magnet import score_infill as _score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
 from .tokenization_magnet import (
@@ -127,7 +126,7 @@ class MagnetMixin(_Host):
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
         settings = MagnetSettings.validated(config)
         opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
-        settings.store(config)
+        settings.store_in(config)
         chooses_attention = config._attn_implementation is not None
         super().__init__(config, *args, **kwargs)
         if not chooses_attention and self.config._attn_implementation == "sdpa":
@@ -320,7 +319,7 @@ class MagnetMixin(_Host):
 
     @prompts.setter
     def prompts(self, prompts: Mapping[str, str]) -> None:
-        MagnetSettings.update(self.config, prompts=dict(prompts))
+        MagnetSettings.update_config(self.config, prompts=dict(prompts))
 
     @property
     def default_prompt_name(self) -> str | None:
@@ -329,7 +328,7 @@ class MagnetMixin(_Host):
 
     @default_prompt_name.setter
     def default_prompt_name(self, name: str | None) -> None:
-        MagnetSettings.update(self.config, default_prompt_name=name)
+        MagnetSettings.update_config(self.config, default_prompt_name=name)
 
     @property
     def similarity_fn_name(self) -> Similarity:
@@ -339,7 +338,7 @@ class MagnetMixin(_Host):
     @similarity_fn_name.setter
     def similarity_fn_name(self, name: Any) -> None:
         # sentence-transformers also accepts a member of its enumeration, whose value is the name.
-        MagnetSettings.update(self.config, similarity_fn_name=getattr(name, "value", name))
+        MagnetSettings.update_config(self.config, similarity_fn_name=getattr(name, "value", name))
 
     @property
     def max_seq_length(self) -> int:
@@ -352,7 +351,7 @@ class MagnetMixin(_Host):
     @max_seq_length.setter
     def max_seq_length(self, length: int) -> None:
         context = self.config.max_position_embeddings
-        check_whole_number(length, name="max_seq_length", least=SHORTEST_ROW, most=context)
+        check_whole_number(length, name="max_seq_length", minimum=SHORTEST_ROW, maximum=context)
         self.tokenizer.model_max_length = int(length)
 
     def get_embedding_dimension(self) -> int:
@@ -536,7 +535,7 @@ class MagnetMixin(_Host):
         self._tokenizer_source.tokenizer = tokenizer
         if self.magnet_settings.mask_token_id is None:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
-            MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
+            MagnetSettings.update_config(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
 
 
 def _mode_of_call(mode: AttentionMode | None, is_causal: bool | None) -> AttentionMode | None:

@@ -1,14 +1,18 @@
-"""Pool hidden states to vectors, compare vectors, and quantize them, with the results of sentence-transformers.
+"""Pool hidden states to vectors, project, compare and quantize them, with the results of sentence-transformers.
 
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .sources_magnet import HEAD_WEIGHTS, CheckpointError, ModelSource
 
 Pooling = Literal["last", "mean", "weighted_mean"]
 POOLINGS = get_args(Pooling)
@@ -177,6 +181,11 @@ def quantize_embeddings(
     return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
 
 
+# Name of the contrastive head in the model, and its prefix in state dicts. On disk it has the file HEAD_WEIGHTS.
+HEAD_NAME = "sscl_head"
+HEAD_PREFIX = f"{HEAD_NAME}."
+
+
 class ContrastiveHead(nn.Module):
     """Project the last token's state for the contrastive loss: a linear layer and a tanh.
 
@@ -196,3 +205,25 @@ class ContrastiveHead(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Project states `(..., H)` to `(..., H)`, in the head's own dtype."""
         return torch.tanh(self.linear(states.to(self.linear.weight.dtype)))
+
+
+def write_head(model: Any, directory: Path, weights: dict[str, Any]) -> None:
+    """Write the contrastive head of a state dict to its file, if the settings say that the model has one."""
+    if model.magnet_settings.contrastive_head is not None:
+        names = [name for name in weights if name.startswith(HEAD_PREFIX)]
+        file = directory / HEAD_WEIGHTS
+        file.parent.mkdir(exist_ok=True)
+        save_file({name.removeprefix(HEAD_PREFIX): weights[name].contiguous() for name in names}, file)
+
+
+def load_head(model: Any, source: ModelSource) -> None:
+    """Load the contrastive head from its file."""
+    file = source.file(HEAD_WEIGHTS)
+    if file is None:
+        raise CheckpointError(
+            f"{source} has no {HEAD_WEIGHTS}, the file of its contrastive head. Download it again, or set "
+            "`contrastive_head` in its settings to null to encode without it."
+        )
+    # Always build a new head: the one of the model may be missing (adapters) or quantized with the base.
+    model.sscl_head = ContrastiveHead(model.config.hidden_size).to(device=model.device, dtype=model.dtype)
+    model.sscl_head.load_state_dict(load_file(str(file)))

@@ -126,7 +126,8 @@ def healing_tokens(
         return None
     # The last token spells the healed end, so another token must complete the healed start before it.
     may_go_on = remaining > (1 if span.healed.end else 0)
-    return fitting_tokens(tokenizer, vocab_size, rest=rest, end=end, is_last=remaining == 0, may_go_on=may_go_on)
+    spelling = {"rest": rest, "end": end, "is_last": remaining == 0, "may_go_on": may_go_on}
+    return fitting_tokens(tokenizer, vocab_size, len(tokenizer), **spelling)
 
 
 # --- Logits processors of a generation config: the classes of transformers in the order of `generate`.
@@ -166,18 +167,18 @@ def warpers(config: GenerationConfig) -> LogitsProcessorList:
 # depend on other rows. The tokens that remain after truncation are gathered first: top-k leaves about 50 of 262,144.
 
 
-def draw_tokens(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
+def draw_tokens(scores: torch.Tensor, uniforms: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
     """Sample a token `(N,)` for each row by inverting its cumulative distribution at the number of the row.
 
-    The scores `(N, V)` are unnormalized and are not modified; the numbers `(N,)` are from [0, 1). A row without a
+    The scores `(N, V)` are unnormalized and are not modified; the uniforms `(N,)` are from [0, 1). A row without a
     possible token gets an arbitrary one.
     """
     rows = max(1, (_CPU_DRAWN if scores.device.type == "cpu" else _DEVICE_DRAWN) // scores.shape[-1])
-    groups = zip(scores.split(rows), numbers.split(rows), strict=True)
-    return torch.cat([_draw(group, numbers_of_group, warpers=warpers) for group, numbers_of_group in groups])
+    groups = zip(scores.split(rows), uniforms.split(rows), strict=True)
+    return torch.cat([_draw(group, uniforms_of_group, warpers=warpers) for group, uniforms_of_group in groups])
 
 
-def _draw(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
+def _draw(scores: torch.Tensor, uniforms: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
     """Sample tokens for a few rows, with sums in double precision and in the order of the vocabulary."""
     ids: torch.Tensor | None = None  # (N, M) after tokens have been gathered
     for warper in warpers:
@@ -189,17 +190,17 @@ def _draw(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcess
             scores = warper(_NO_IDS, scores)
     cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(-1)
     # Scale by the last sum, so that rounding cannot put the number beyond the last token.
-    columns = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)
+    columns = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
     columns = columns.clamp(max=scores.shape[-1] - 1)  # the index of a NaN row is out of range
     return (columns if ids is None else ids.gather(-1, columns))[:, 0]
 
 
-def _gather(scores: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(scores: torch.Tensor, minimum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather the possible tokens of each row `(N, V)` that score at least `least` `(N, 1)`, including ties.
 
     Returns scores and tokens `(N, M)` in the order of the vocabulary, with -inf before shorter rows.
     """
-    stays = (scores >= least) & (scores > -torch.inf)
+    stays = (scores >= minimum) & (scores > -torch.inf)
     rows, tokens = stays.nonzero(as_tuple=True)  # row by row, tokens ascending
     counts = stays.sum(-1)
     width = max(1, int(counts.max()))
@@ -322,7 +323,7 @@ class TokenChooser:
         """Whether a choice depends on the tokens of the spans."""
         return bool(self.processors) or self.reads_start or self.end_of_span_id is not None
 
-    def most_spans(self, vocab_size: int, *, device: torch.device) -> int:
+    def max_spans(self, vocab_size: int, *, device: torch.device) -> int:
         """Return the maximum number of spans to process at once, which bounds the memory for their scores."""
         if self.remembers_rows:
             return sys.maxsize
@@ -354,8 +355,8 @@ class TokenChooser:
         else:
             # Full spans stay in the batch if processors index state by row; their tokens are ignored.
             steps = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
-            numbers = [self.uniforms[span.number][step] for span, step in zip(spans, steps, strict=True)]
-            tokens = draw_tokens(scores, torch.stack(numbers).to(scores.device), warpers=self.warpers)
+            uniforms = [self.uniforms[span.number][step] for span, step in zip(spans, steps, strict=True)]
+            tokens = draw_tokens(scores, torch.stack(uniforms).to(scores.device), warpers=self.warpers)
             for row in scores.split(1) if with_scores else ():
                 row.copy_(self.warpers(_NO_IDS, row))  # type: ignore[arg-type]
             has_ended = torch.zeros_like(tokens, dtype=torch.bool)

@@ -1,4 +1,7 @@
-"""Score given fills. Fills of equal length share one row as spans that do not see each other."""
+"""Score given fills, and the lengths that `infill` tries.
+
+Fills of equal length share one row, as spans that do not see each other.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +17,18 @@ from .batching_magnet import (
     evaluating,
     infill_batch,
     is_progress_hidden,
+    pad_token_id,
     probe_attention,
     target_logprobs,
+    to_device,
     token_budget,
 )
 from .configuration_magnet import MagnetSettings
-from .infilling_magnet import check_pairs
-from .spans_magnet import Fill, Healing, SpanLayout, fill_ids, lay_out, round_up
-from .tokenization_magnet import check_texts, plan_batches
+from .spans_magnet import Fill, FilledText, Healing, SpanLayout, fill_ids, lay_out, round_up
+from .tokenization_magnet import check_pairs, check_texts, pad_token_rows, plan_batches
+
+# Number of tokens after a span that count for the score of its length; chosen by hand.
+JOIN_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,6 @@ def score_infill(
     span lengths are rounded up as in decoding, and the probability of the end token is excluded.
 
     Args:
-        model: A MAGNET model.
         prefix (`str` or `list[str]`): Text before the blank; may be empty.
         fills (`list[str]`, or a list of such lists): The candidates; none may be empty.
         suffix (`str` or `list[str]`): Text after the blank.
@@ -86,7 +92,7 @@ def score_infill(
     probe_attention(model)
     scored: list[list[Fill]] = [[Fill(string) for string in strings] for strings in candidates]
     batches = plan_batches([row.length for row in rows], max_tokens=token_budget(model, batch_tokens))
-    is_hidden = is_progress_hidden(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
+    is_hidden = is_progress_hidden(show_progress_bar, len(batches), minimum=PROGRESS_FROM_BATCHES)
     with tqdm(total=len(rows), desc="Scoring", unit="row", disable=is_hidden) as bar, evaluating(model):
         for batch in batches:
             for index, logprobs in zip(batch, _score_rows(model, [rows[index] for index in batch]), strict=True):
@@ -149,3 +155,45 @@ def _score_rows(model: Any, rows: Sequence[ScoredRow]) -> list[list[list[float]]
         raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
     logprobs = iter(scores)
     return [[[next(logprobs) for _ in fill] for fill in row.fills.values()] for row in rows]
+
+
+def length_scores(model: Any, texts: Sequence[FilledText], *, batch_size: int) -> list[list[float]]:
+    """Return the score of the length of each fill, for texts with one answer to each blank.
+
+    It is the mean log-probability of the tokens of the fill, plus that of the first tokens after it when the filled
+    text is read causally: the fill must be likely in its context, and the text after it must be likely to follow. Sums
+    would always prefer the shortest length.
+    """
+    scores: list[list[float]] = [[] for _ in texts]
+    by_length = sorted(range(len(texts)), key=lambda index: -texts[index].layout.length)
+    for start in range(0, len(texts), batch_size):
+        batch = by_length[start : start + batch_size]
+        joins = _join_logprobs(model, [texts[index] for index in batch])
+        for index, joins_of_text in zip(batch, joins, strict=True):
+            for (span,), join in zip(texts[index].spans, joins_of_text, strict=True):
+                has_text = span.is_possible and len(span.logprobs) > 0
+                mean = sum(span.logprobs) / len(span.logprobs) if has_text else -torch.inf
+                scores[index].append(mean + join)
+    return scores
+
+
+def _join_logprobs(model: Any, texts: Sequence[FilledText]) -> list[list[float]]:
+    """Return the causal mean log-probability of the first tokens after each span; 0 at the end of a text."""
+    rows: list[list[int]] = []
+    ranges: list[list[range]] = []  # for each text and span, the indices of the tokens after the span
+    for text in texts:
+        ids = list(text.layout.parts[0])
+        after = []
+        for (span,), part in zip(text.spans, text.layout.parts[1:], strict=True):
+            ids += span.token_ids
+            after.append(range(len(ids), len(ids) + min(JOIN_TOKENS, len(part))))
+            ids += part
+        rows.append(ids)
+        ranges.append(after)
+    batch = to_device(model, pad_token_rows(rows, pad_token_id=pad_token_id(model)))
+    indices = [(row, index) for row, after in enumerate(ranges) for span_range in after for index in span_range]
+    targets = [(0, row, index - 1, rows[row][index]) for row, index in indices]
+    logprobs = iter(target_logprobs(model, batch, targets, mode="causal"))
+    return [
+        [sum(next(logprobs) for _ in span_range) / max(len(span_range), 1) for span_range in after] for after in ranges
+    ]

@@ -101,23 +101,23 @@ class TokenizerSource:
 
     def load(self) -> PreTrainedTokenizerBase:
         """Read the tokenizer. Raise a `CheckpointError` if transformers would create an empty one."""
-        place = ModelSource(self.path, self.arguments)
-        gguf = place.gguf()
+        source = ModelSource(self.path, self.arguments)
+        gguf = source.gguf()
         if gguf is not None:
             with wrap_read_errors(f"The tokenizer in {str(gguf)!r}"):
                 return bases.gguf.read_tokenizer(gguf)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            place.path, trust_remote_code=False, **place.arguments
+            source.path, trust_remote_code=False, **source.arguments
         )
         names = list(dict.fromkeys([*_VOCABULARIES, *type(tokenizer).vocab_files_names.values()]))
         # The files were just downloaded: do not download them again.
-        arguments = {name: value for name, value in place.arguments.items() if name != "force_download"}
-        place = ModelSource(place.path, arguments)
+        arguments = {name: value for name, value in source.arguments.items() if name != "force_download"}
+        source = ModelSource(source.path, arguments)
         # A byte-level tokenizer such as ByT5's has no vocabulary file, only the file that names its class.
-        if not type(tokenizer).vocab_files_names and place.file("tokenizer_config.json") is not None:
+        if not type(tokenizer).vocab_files_names and source.file("tokenizer_config.json") is not None:
             return tokenizer
-        if not any(place.file(name) for name in names):
-            raise CheckpointError(f"{place} has none of {names}, so it does not contain a tokenizer.")
+        if not any(source.file(name) for name in names):
+            raise CheckpointError(f"{source} has none of {names}, so it does not contain a tokenizer.")
         return tokenizer
 
 
@@ -248,15 +248,15 @@ class ModelSource:
         """Return the content of config.json, or of `config` if it is passed."""
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
-        place = self if config is None else ModelSource(str(config), self.arguments)
+        source = self if config is None else ModelSource(str(config), self.arguments)
         gguf = self.gguf() if config is None else None
         if gguf is not None:
             with wrap_read_errors(repr(str(gguf))):
                 return bases.gguf.config_values(gguf)
-        values = place.read_json(CONFIG)
+        values = source.read_json(CONFIG)
         if values is None:
             raise CheckpointError(
-                f"{place} has no config.json that can be read: not a model, or an interrupted save. Check the name, "
+                f"{source} has no config.json that can be read: not a model, or an interrupted save. Check the name, "
                 "`revision` and `subfolder`; offline, only files downloaded before are available."
             )
         return values

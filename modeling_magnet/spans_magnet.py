@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from .tokenization_magnet import bos_ids, special_ids, text_ids
@@ -84,6 +85,15 @@ class SpanRow:
 
     layout: SpanLayout
     spans: list[Span]
+
+
+@dataclass
+class FilledText:
+    """A text with its fills."""
+
+    layout: SpanLayout  # before anything was filled
+    spans: list[list[Span]]  # for each blank, its answers
+    embedding: torch.Tensor | None = None  # (hidden_size,), of the text with its blanks
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the tokens of a vocabulary spell: their text, and the bytes of tokens that begin or end inside a character.
+"""Find the text that each token of a vocabulary spells, and the bytes of tokens that begin or end inside a character.
 
 Everything here depends on the tokenizer alone and is computed once for each vocabulary.
 
@@ -108,29 +108,6 @@ def _next_state(state: int, part: bytes) -> int:
 # --- Text.
 
 
-@lru_cache(maxsize=256)
-def fitting_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, rest: str, end: str, is_last: bool, may_go_on: bool
-) -> torch.Tensor:
-    """Return a mask `(V,)` of the tokens that spell `rest`, or a beginning of it that one more token can complete.
-
-    The last token must complete `rest` and end with `end`. This keeps greedy decoding out of dead ends.
-    """
-    vocabulary = read_vocabulary(tokenizer, vocab_size)
-    candidates = vocabulary.by_first.get(rest[0], []) if rest else vocabulary.by_last.get(end[-1], [])
-
-    def fits(text: str) -> bool:
-        if not text or (is_last and not end and text == rest == " "):
-            return False  # only the healed space: the fill would be empty
-        if is_last:
-            return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
-        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in vocabulary.known)
-
-    fitting = torch.zeros(vocab_size, dtype=torch.bool)
-    fitting[[token for token in candidates if fits(vocabulary.texts[token])]] = True
-    return fitting
-
-
 class Vocabulary(NamedTuple):
     """The text that each token adds to a text before it; special tokens add nothing."""
 
@@ -166,6 +143,37 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Voca
             texts += [""] * (vocab_size - len(tokens))
             of_tokenizer[key] = Vocabulary(tuple(texts), frozenset(texts) - {""}, by_first, by_last)
         return of_tokenizer[key]
+
+
+@lru_cache(maxsize=256)  # each takes a byte per token
+def fitting_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    num_tokens: int,
+    *,
+    rest: str,
+    end: str,
+    is_last: bool,
+    may_go_on: bool,
+) -> torch.Tensor:
+    """Return a mask `(V,)` of the tokens that spell `rest`, or a beginning of it that one more token can complete.
+
+    The last token must complete `rest` and end with `end`. This keeps greedy decoding out of dead ends. The argument
+    `num_tokens`, the length of the tokenizer, is a key of the cache, because tokens can be added.
+    """
+    vocabulary = read_vocabulary(tokenizer, vocab_size)
+    candidates = vocabulary.by_first.get(rest[0], []) if rest else vocabulary.by_last.get(end[-1], [])
+
+    def fits(text: str) -> bool:
+        if not text or (is_last and not end and text == rest == " "):
+            return False  # only the healed space: the fill would be empty
+        if is_last:
+            return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in vocabulary.known)
+
+    fitting = torch.zeros(vocab_size, dtype=torch.bool)
+    fitting[[token for token in candidates if fits(vocabulary.texts[token])]] = True
+    return fitting
 
 
 def _decode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:

@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 # BOS, a token of text and EOS.
 SHORTEST_ROW = 3
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
-# Texts per call of the tokenizer, which until it returns needs far more memory for each text than the ids.
-TEXTS_AT_ONCE = 1024
+# During a call, the tokenizer needs far more memory per text than the ids that it returns.
+TEXTS_PER_TOKENIZER_CALL = 1024
 
 
 def join_prompt(prompt: str | None, text: str) -> str:
@@ -36,6 +36,23 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
     for index, text in enumerate(checked):
         check_text(text, name=f"{name}[{index}]")
     return checked
+
+
+def check_pairs(prefix: Any, suffix: Any) -> tuple[bool, list[str], list[str]]:
+    """Return whether both arguments are strings, and the lists of prefixes and suffixes.
+
+    Raises:
+        ValueError: If one is a string and the other a list, if the lists differ in length, or if an item is not text.
+    """
+    single = isinstance(prefix, str) and isinstance(suffix, str)
+    prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
+    suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+    if len(prefixes) != len(suffixes) or isinstance(prefix, str) != isinstance(suffix, str):
+        raise ValueError(
+            f"`prefix` is a {type(prefix).__name__} of length {len(prefixes)}, `suffix` is a {type(suffix).__name__} "
+            f"of length {len(suffixes)}. Pass two strings, or two lists of the same length."
+        )
+    return single, prefixes, suffixes
 
 
 def check_text(text: Any, *, name: str) -> None:
@@ -86,7 +103,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return a list of BOS, or an empty list if the tokenizer has none."""
+    """Return `[bos_token_id]`, or `[]` if the tokenizer has no BOS token."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
@@ -205,12 +222,12 @@ def tokenize_texts(
     Args:
         max_length (`int`): Longest row in tokens, special tokens included, >= 3.
     """
-    check_prompt_fits(tokenizer, prompt=None, max_length=max_length)
+    _check_row_length(tokenizer, max_length)
     bos = bos_ids(tokenizer)
     space = max_length - len(bos) - 1
     output = TextRows([], [])
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]]
+    for start in range(0, len(texts), TEXTS_PER_TOKENIZER_CALL):
+        joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_PER_TOKENIZER_CALL]]
         ids = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens).input_ids
         output.input_ids.extend(bos + row[:space] + [tokenizer.eos_token_id] for row in ids)
         output.num_removed.extend(max(0, len(row) - space) for row in ids)
@@ -227,26 +244,31 @@ def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ma
     context = context_length(config, tokenizer)
     if max_length is None:
         return context
-    check_whole_number(max_length, name="max_length", least=1, most=context)
+    check_whole_number(max_length, name="max_length", minimum=1, maximum=context)
     return max_length
 
 
-def check_whole_number(value: Any, *, name: str, least: int, most: int | None = None) -> None:
-    """Raise unless a value is a whole number from `least` to `most`; `True` and `False` are not numbers here."""
+def check_whole_number(value: Any, *, name: str, minimum: int, maximum: int | None = None) -> None:
+    """Raise unless a value is a whole number from `minimum` to `maximum`; `True` and `False` are not numbers here."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
-        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if not is_whole or value < minimum or (maximum is not None and value > maximum):
+        limit = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ValueError(f"`{name}` is {value!r:.60}; expected a whole number {limit}.")
+
+
+def _check_row_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise unless a row has space for BOS, a token of text and EOS."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no EOS token, whose state is the embedding. Set `tokenizer.eos_token`.")
+    if max_length < SHORTEST_ROW:
+        raise ValueError(f"`max_length` is {max_length}; expected at least {SHORTEST_ROW} (BOS, one token, EOS).")
 
 
 def check_prompt_fits(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
 ) -> None:
     """Raise if BOS, prompt and EOS leave no space for a token of text, because all embeddings would be equal."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no EOS token, whose state is the embedding. Set `tokenizer.eos_token`.")
-    if max_length < SHORTEST_ROW:
-        raise ValueError(f"`max_length` is {max_length}; expected at least {SHORTEST_ROW} (BOS, one token, EOS).")
+    _check_row_length(tokenizer, max_length)
     length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
     if length and length + 2 > max_length:
         raise ValueError(

@@ -24,14 +24,13 @@ from .pooling_magnet import check_choice
 from .tokenization_magnet import (
     bos_ids,
     check_texts,
-    items_of,
     join_prompt,
     longest_row,
     read_texts,
 )
 
 Shift = Literal["next", "same"]
-Spans = list[tuple[int, int]]
+Ranges = list[tuple[int, int]]
 
 
 class OffsetVectors(NamedTuple):
@@ -69,26 +68,26 @@ def plan_windows(
     """
     # With `shift="next"` the output before a token represents it. The first token that a later window keeps therefore
     # needs a token of text before it: the outputs of BOS and prompt do not depend on the preceding text.
-    least_before = int(shift == "next")
-    if size < 1 or (length > size and least_before >= size):
+    min_before = int(shift == "next")
+    if size < 1 or (length > size and min_before >= size):
         raise ValueError(
             f"A text of {length} tokens cannot be read in windows of {size} with shift={shift!r}. Raise `max_length`, "
             "shorten the prompt, or pass shift='same'."
         )
     if length <= size:
         return [Window(0, length, 0, length)] if length else []
-    overlap = max(size // 4, least_before)
+    overlap = max(size // 4, min_before)
     if mode == "causal":  # only preceding tokens are context, so the earlier window keeps the whole overlap
-        least_before = overlap
+        min_before = overlap
     starts = [*range(0, length - size, size - overlap), length - size]
     # Neighbors overlap from `after`, the start of the second, to `before + size`, the end of the first. Cutting in the
     # middle keeps each token in the window with more context around it.
-    cuts = [max((after + before + size) // 2, after + least_before) for before, after in pairwise(starts)]
+    cuts = [max((after + before + size) // 2, after + min_before) for before, after in pairwise(starts)]
     windows = zip(starts, [0, *cuts], [*cuts, length], strict=True)
     return [Window(start, start + size, first, last) for start, first, last in windows if first < last]
 
 
-def owners_of_tokens(words: Spans, offsets: Spans, text: str) -> list[int]:
+def owners_of_tokens(words: Ranges, offsets: Ranges, text: str) -> list[int]:
     """Find the word that contains most of each token's characters, excluding white space.
 
     Tokenizers differ in whether a token includes the space before its word, and some join punctuation with the
@@ -109,7 +108,7 @@ def owners_of_tokens(words: Spans, offsets: Spans, text: str) -> list[int]:
     return [max(of_token)[1] if of_token else -1 for of_token in shares]
 
 
-def _shares_of_token(words: Spans, token: tuple[int, int], text: str) -> Spans:
+def _shares_of_token(words: Ranges, token: tuple[int, int], text: str) -> Ranges:
     """Return the number of characters that a token shares with a word, and the word's index, for each such word."""
     start, end = token
     shares = []
@@ -144,7 +143,7 @@ def encode_tokens(
     Args:
         inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
         prompt_name, prompt (`str`, *optional*): As in `encode`, but without a prompt by default, as in the paper's
-            word tasks (`None` for the model's). Tokens of the prompt get no vectors, unless they contain text, too.
+            word tasks (`None` for the model's). Tokens of the prompt get no vectors unless they also contain text.
         shift (`str`, defaults to `"next"`): `"next"`: a token's vector is the output before it, which predicts it
             (the paper's choice; without BOS, the first token uses its own output). `"same"`: its own output.
         mode (`str`, defaults to `"bidirectional"`): Or `"causal"`, in which a token attends only to preceding tokens.
@@ -226,42 +225,28 @@ def _read_rows(
             bar.update(len(batch.indices))
 
 
-def encode_words(
-    model: Any,
-    inputs: str | Sequence[str] | Sequence[Sequence[str]],
-    *,
-    is_split_into_words: bool = False,
-    **options: Any,
-) -> OffsetVectors | list[OffsetVectors]:
+def encode_words(model: Any, inputs: str | Sequence[str], **options: Any) -> OffsetVectors | list[OffsetVectors]:
     """Embed every word of a text by the mean of its tokens' vectors from `encode_tokens`.
 
-    A token belongs to the word that contains most of its characters, excluding white space. A word that shares all its
-    tokens with neighbors to which they belong gets the mean of these tokens. A word that the tokenizer drops gets
-    zeros, with a warning.
+    Words are separated by white space. A token belongs to the word that contains most of its characters, excluding
+    white space. A word that shares all its tokens with neighbors to which they belong gets the mean of these tokens. A
+    word that the tokenizer drops gets zeros, with a warning.
 
     Args:
-        inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are separated by white space; or with
-            `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
-        is_split_into_words (`bool`, defaults to `False`): Whether `inputs` are words.
+        inputs (`str` or `list[str]`): Texts.
         options: As in `encode_tokens`.
 
     Returns:
-        `OffsetVectors`, or a list of them for several texts: `vectors` `(num_words, hidden_size)` in float32, and
-        `offsets` `(num_words, 2)` in characters of the text or of the joined words.
+        `OffsetVectors`, or a list of them for a list: `vectors` `(num_words, hidden_size)` in float32, and `offsets`
+        `(num_words, 2)` in characters of the text.
 
     Raises:
-        ValueError: As in `encode_tokens`, or an empty word.
+        ValueError: As in `encode_tokens`.
         RuntimeError: As in `encode`.
     """
-    if is_split_into_words:
-        items = items_of(inputs, name="inputs")
-        single = bool(items) and isinstance(items[0], str)
-        split = [_check_words(words, index) for index, words in enumerate([items] if single else items)]
-        texts, words = [" ".join(row) for row in split], [_joined_spans(row) for row in split]
-    else:
-        single = isinstance(inputs, str)
-        texts = check_texts([inputs] if single else inputs, name="inputs")
-        words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+    single = isinstance(inputs, str)
+    texts = check_texts([inputs] if single else inputs, name="inputs")
+    words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
     tokens: Any = encode_tokens(model, texts, **options)
     outputs, dropped = [], []
     for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True)):
@@ -281,21 +266,7 @@ def encode_words(
     return outputs[0] if single else outputs
 
 
-def _check_words(words: Any, index: int) -> list[str]:
-    """Return the words of one text, and raise if one is empty."""
-    checked = check_texts(words, name=f"inputs[{index}]")
-    if not checked or not all(word.strip() for word in checked):
-        raise ValueError(f"`inputs[{index}]` is empty or has an empty word: {checked!r:.80}. Remove it.")
-    return checked
-
-
-def _joined_spans(words: list[str]) -> Spans:
-    """Return the start and end of each word in the words joined by spaces."""
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
-
-
-def _tokens_of_words(words: Spans, offsets: Spans, text: str) -> list[list[int]]:
+def _tokens_of_words(words: Ranges, offsets: Ranges, text: str) -> list[list[int]]:
     """Return the tokens that each word owns, or, if it owns none, the tokens that contain its characters."""
     tokens: list[list[int]] = [[] for _ in words]
     for token, owner in enumerate(owners_of_tokens(words, offsets, text)):

@@ -38,7 +38,6 @@ TEXTS = [
 ]
 GAPS = [("She bought bread and a bottle of ", " before the shop closed."), ("The ", " runs through the old town.")]
 BLANKS = "The [blank] was rebuilt in 1912; its [blank] still stands above the door."
-WORDS = [["The", "river", "runs"], ["its", "clock", "still", "stands"]]
 STEPS = 10
 # Files whose bytes are prose or code: a rebuilt house writes others.
 UNSTABLE_FILES = {".py", ".md"}
@@ -86,7 +85,6 @@ def embedding_values(model: Any) -> Named:
     yield "encode/mean", model.encode(TEXTS, pooling="mean")
     yield "encode/tokens", model.encode(TEXTS[:2], output_value="token_embeddings")
     yield "encode_words", model.encode_words(TEXTS[:2])
-    yield "encode_words/split", model.encode_words(WORDS, is_split_into_words=True)
 
 
 def infill_values(model: Any) -> Named:

@@ -97,7 +97,7 @@ def _about_model(
     if head is not None and args.uses_contrastive_loss and args.contrastive_head == "none":
         yield (
             f"The model was saved with the head {head!r}, but `contrastive_head` is 'none'. Train with the same head, "
-            "or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
+            "or remove it first: `MagnetSettings.update_config(model.config, contrastive_head=None)`."
         )
     if tokenizer is not None:
         try:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_magnet.adapters_magnet import HEAD_NAME, HEAD_PREFIX
-from modeling_magnet.pooling_magnet import ContrastiveHead
+from modeling_magnet.pooling_magnet import HEAD_NAME, HEAD_PREFIX, ContrastiveHead
 
 from .distributed import gather_weight, shard_like
 

@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from modeling_magnet.adapters_magnet import HEAD_NAME
+from modeling_magnet.pooling_magnet import HEAD_NAME
 from modeling_magnet.publishing.adapters import sets_in_order
 
 from .training_args import option

@@ -110,7 +110,7 @@ class MagnetTrainer(Trainer):
         self.phases = args.phases
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
-            MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
+            MagnetSettings.update_config(base_model.config, end_of_span=data_collator.settings.end_of_span)
         self.head = contrastive_head.attach_contrastive_head(
             base_model,
             kind="none" if args.contrastive_head == "none" or not args.uses_contrastive_loss else "tanh",
@@ -398,7 +398,7 @@ class MagnetTrainer(Trainer):
         self._guard.check()
         if self.args.uses_contrastive_loss:
             kept = "tanh" if self.args.contrastive_head == "keep" else None
-            MagnetSettings.update(self._inner_model.config, contrastive_head=kept)
+            MagnetSettings.update_config(self._inner_model.config, contrastive_head=kept)
         return output
 
     @property

@@ -9,9 +9,10 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from ..adapters_magnet import ADAPTER_PREFIX, BASE_SHAPE, adapter_layers, write_head
+from ..adapters_magnet import ADAPTER_PREFIX, BASE_SHAPE, adapter_layers
 from ..bases import gguf
 from ..configuration_magnet import MagnetSettings
+from ..pooling_magnet import write_head
 from ..sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, TokenizerSource
 
 

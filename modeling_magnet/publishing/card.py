@@ -26,7 +26,7 @@ made from it and for adapters trained on it, too.
 # Inline code, in which Markdown has no other markup.
 _CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
 # Markdown's special characters; an underscore inside a word is not special.
-_MARKS = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
+_MARKDOWN_CHARACTERS = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 _CARD = """---
 {metadata}
@@ -212,22 +212,22 @@ def _limits(model: Any, *, is_adapter: bool) -> list[str]:
     return limits
 
 
-def write_card_beside(model: Any, finished: Path, place: Path, *, adapter_only: bool) -> None:
-    """Write a card into the directory `finished`, which is going to replace `place`.
+def write_card_beside(model: Any, finished: Path, target: Path, *, adapter_only: bool) -> None:
+    """Write a card into the directory `finished`, which is going to replace `target`.
 
     It is the card set on the model, otherwise the card of the loaded checkpoint, otherwise a generated one. Without a
-    card set on the model, a hand-written card in `place` is kept.
+    card set on the model, a hand-written card in `target` is kept.
     """
     card = model._card
     if card is None:
-        present = read_card(place / CARD)
+        present = read_card(target / CARD)
         if present is not None and MARK not in present:
             return
         loaded = _inherited(model, adapter_only=adapter_only)
         if loaded is None:
-            card = write_card(model, place.name, merged=not adapter_only)
+            card = write_card(model, target.name, merged=not adapter_only)
         else:
-            card = rename_card(loaded, place.name)
+            card = rename_card(loaded, target.name)
     (finished / CARD).write_bytes(card_bytes(card))
 
 
@@ -303,7 +303,7 @@ def _plain(text: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _MARKS.sub(r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKDOWN_CHARACTERS.sub(r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _quoted(name: str) -> str:

@@ -23,9 +23,9 @@ def convert(file: Path, target: Path) -> None:
     stock.load_state_dict(opened.state_dict(), assign=True)
     stock.tie_weights()
     stock.generation_config = opened.generation_config
-    with written_aside(target) as place:
-        stock.save_pretrained(place)
-        opened.tokenizer.save_pretrained(place)
+    with written_aside(target) as directory:
+        stock.save_pretrained(directory)
+        opened.tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

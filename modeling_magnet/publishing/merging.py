@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging
 
-from ..adapters_magnet import ADAPTER_LAYERS, HEAD_PREFIX
+from ..adapters_magnet import ADAPTER_LAYERS
 from ..batching_magnet import evaluating
 from ..configuration_magnet import MODES, MagnetSettings
+from ..pooling_magnet import HEAD_PREFIX
 from ..sources_magnet import CONFIG, CheckpointError
 
 logger = logging.get_logger(__name__)

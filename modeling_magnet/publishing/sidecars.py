@@ -46,7 +46,7 @@ def sidecar_contents(
         f"{POOLING_FOLDER}/config.json": {
             "embedding_dimension": hidden_size,
             "pooling_mode": POOLING_MODES[settings.pooling],
-            "include_prompt": False,
+            "include_prompt": False,  # as in `encode`: a mean excludes the prompt
         },
         LIBRARY_CONFIG: {
             "model_type": "SentenceTransformer",
@@ -133,7 +133,7 @@ def _adopt_choices(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Adopt the values of sentence-transformers' config in those of config.json, unless they are invalid here."""
     names = ("prompts", "default_prompt_name", "similarity_fn_name")
     try:
-        MagnetSettings.update(values, **{name: chosen[name] for name in names if name in chosen})
+        MagnetSettings.update_config(values, **{name: chosen[name] for name in names if name in chosen})
     except ValueError as error:
         warnings.warn(f"The prompts and the similarity of `encode` stay unchanged: {error}", stacklevel=2)
         return

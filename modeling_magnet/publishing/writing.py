@@ -52,22 +52,22 @@ def written_aside(target: Path) -> Iterator[Path]:
     """
     held, changed = ExitStack(), list[Path]()
     try:
-        place = target.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = target.resolve()
+        directory.parent.mkdir(parents=True, exist_ok=True)
         # The lock on the parent excludes other saves only while directories appear and move; the lock on the scratch
         # directory tells them that this save is still running.
         with ExitStack() as exclusive:
-            _lock_if_possible(exclusive, place.parent)
-            _remove_leftovers(place)
-            scratch = _make_scratch(place)
+            _lock_if_possible(exclusive, directory.parent)
+            _remove_leftovers(directory)
+            scratch = _make_scratch(directory)
             _lock_if_possible(held, scratch)
             held.callback(shutil.rmtree, scratch, ignore_errors=True)
         finished = scratch / "checkpoint"
         yield finished
         if finished.is_dir():
             with ExitStack() as exclusive:
-                _lock_if_possible(exclusive, place.parent)
-                move_into_place(finished, place, changed)
+                _lock_if_possible(exclusive, directory.parent)
+                move_into_place(finished, directory, changed)
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
@@ -127,19 +127,19 @@ def _check_free(target: Path, name: Path) -> None:
         )
 
 
-def _make_scratch(place: Path) -> Path:
+def _make_scratch(directory: Path) -> Path:
     """Create a directory on the target's file system: beside the target, or in it if it is a mount point."""
     with suppress(PermissionError):  # the parent may be read-only
-        scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
-        if not place.is_dir():
+        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-saving-", dir=directory.parent))
+        if not directory.is_dir():
             return scratch
         try:
-            os.rename(scratch / "absent", place / scratch.name)  # always fails, with EXDEV across file systems
+            os.rename(scratch / "absent", directory / scratch.name)  # always fails, with EXDEV across file systems
         except OSError as error:
             if error.errno != errno.EXDEV:
                 return scratch
         scratch.rmdir()
-    return Path(tempfile.mkdtemp(prefix=".saving-", dir=place))
+    return Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
 
 
 @contextmanager
@@ -160,11 +160,11 @@ def _lock_if_possible(held: ExitStack, folder: Path) -> None:
         held.enter_context(_lock(folder))
 
 
-def _remove_leftovers(place: Path) -> None:
+def _remove_leftovers(directory: Path) -> None:
     """Delete the temporary directories of killed saves to this target; those of running saves are locked."""
     if fcntl is None:
         return
-    beside = place.parent.glob(f".{glob.escape(place.name)}-saving-*")
-    for folder in [*beside, *place.glob(".saving-*")]:
+    beside = directory.parent.glob(f".{glob.escape(directory.name)}-saving-*")
+    for folder in [*beside, *directory.glob(".saving-*")]:
         with suppress(OSError), _lock(folder, wait=False):
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modeling_magnet import attention_magnet
-from modeling_magnet.attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS, masked_attention
+from modeling_magnet.attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS, ReservedCache, masked_attention
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 
 
@@ -155,3 +155,27 @@ def test_autocast_computes_the_products_of_a_float32_model_in_bfloat16(model):
         expected = whole(ids, mode="bidirectional").last_hidden_state
     torch.testing.assert_close(states.float(), expected.float(), rtol=5e-2, atol=5e-2)
     states.float().sum().backward()
+
+
+def test_updates_equal_those_of_a_growing_cache():
+    reserved, growing = ReservedCache(num_layers=2, capacity=9), DynamicCache()
+    for new in (5, 1, 3):
+        for layer in range(2):
+            keys, values = torch.randn(2, 3, 2, new, 4)
+            for states, expected in zip(
+                reserved.update(keys, values, layer), growing.update(keys, values, layer), strict=True
+            ):
+                assert torch.equal(states, expected)
+        assert reserved.get_seq_length() == growing.get_seq_length()
+    assert reserved.get_seq_length() == 9
+
+
+def test_rows_are_dropped_without_a_copy():
+    cache = ReservedCache(num_layers=1, capacity=4)
+    states = torch.randn(3, 2, 2, 5)
+    cache.update(states, states, 0)
+    address = cache.layers[0].keys.data_ptr()
+    cache.keep_first_rows(2)
+    keys, _ = cache.update(states[:2, :, :1], states[:2, :, :1], 0)
+    assert keys.data_ptr() == address
+    assert torch.equal(keys, torch.cat([states[:2], states[:2, :, :1]], dim=2))

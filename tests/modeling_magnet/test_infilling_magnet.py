@@ -11,8 +11,7 @@ from transformers.generation.logits_process import LogitsProcessorList, Suppress
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.infill_options_magnet import AUTO_LENGTHS
-from modeling_magnet.infilling_magnet import JOIN_TOKENS
-from modeling_magnet.scoring_magnet import scored_rows
+from modeling_magnet.scoring_magnet import JOIN_TOKENS, scored_rows
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 from tests.modeling_magnet.infill_reference import fill_by_loop, next_logprobs
 from tests.modeling_magnet.lifting import lift_logits

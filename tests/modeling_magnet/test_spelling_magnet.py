@@ -187,7 +187,9 @@ def test_fitting_tokens_equal_those_of_a_loop(real_llama, is_last, may_go_on):
         end = end if is_last else ""
         if not rest and not end:
             continue
-        found = fitting_tokens(tokenizer, len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on)
+        found = fitting_tokens(
+            tokenizer, len(tokenizer), len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on
+        )
         for token, text in enumerate(texts):
             if is_last:
                 fits = text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
@@ -196,3 +198,12 @@ def test_fitting_tokens_equal_those_of_a_loop(real_llama, is_last, may_go_on):
                 goes_on = may_go_on and rest.startswith(text) and rest[len(text) :] in known
                 fits = text.startswith(rest) or goes_on
             assert bool(found[token]) == (fits and text != ""), (rest, end, text)
+
+
+def test_fitting_tokens_include_tokens_added_later(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    options = {"rest": " ", "end": "", "is_last": False, "may_go_on": False}
+    before = fitting_tokens(tokenizer, 400, len(tokenizer), **options)
+    tokenizer.add_tokens([" zebra"])
+    added = (fitting_tokens(tokenizer, 400, len(tokenizer), **options) & ~before).nonzero().flatten().tolist()
+    assert added == [tokenizer.convert_tokens_to_ids(" zebra")]

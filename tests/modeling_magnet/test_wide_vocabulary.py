@@ -1,6 +1,7 @@
 """Test that memory of logits and masks stays bounded with a large vocabulary."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
-from modeling_magnet.masking_magnet import StepMasks, attention_pattern, limit_to_window, render_for_layers
+from modeling_magnet.masking_magnet import StepMasks, attention_pattern, layer_masks, limit_to_window
 from tests.modeling_magnet.test_families_magnet import make_config
 
 from ..peak_bytes import MIB, PeakBytes
@@ -83,12 +84,12 @@ def test_masks_take_at_most_twice_their_own_bytes(implementation, dtype):
     positions = torch.arange(700).repeat(4, 1)
 
     def make():
-        return render_for_layers(
+        return layer_masks(
+            SimpleNamespace(_attn_implementation=implementation),
             attention_pattern(segments, query_length=700, attention_mask=torch.ones(4, 700)),
             windows={"full_attention": None, "sliding_attention": 100},
             query_positions=positions,
             key_positions=positions,
-            implementation=implementation,
             dtype=dtype,
         )
 

@@ -53,7 +53,7 @@ def test_in_causal_mode_a_token_depends_on_preceding_tokens_only(tiny_model, shi
     np.testing.assert_allclose(vectors, states[:-1] if shift == "next" else states[1:], atol=1e-5)
     assert np.abs(vectors - tiny_model.encode_tokens(text, shift=shift).vectors).max() > 1e-2
 
-    both = tiny_model.encode_words([words, words[:2]], is_split_into_words=True, shift=shift, mode="causal")
+    both = tiny_model.encode_words([text, " ".join(words[:2])], shift=shift, mode="causal")
     np.testing.assert_allclose(both[1].vectors, both[0].vectors[:2], atol=1e-5)
     spans = [(text.index(word), text.index(word) + len(word)) for word in words]
     for vector, (first, last) in zip(both[0].vectors, spans, strict=True):
@@ -86,12 +86,12 @@ def test_prompt_tokens_get_no_vectors(wiki_7m):
 
 def test_words_are_the_same_in_a_batch(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
-    sentences = [["The", "cat", "slept", "."], ["A", "king"], ["Unbelievably", ",", "it", "rained", "for", "days"]]
+    sentences = ["The cat slept .", "A king", "Unbelievably , it rained for days"]
     for batch_tokens in (1, 20, 10_000):
-        batched = model.encode_words(sentences, is_split_into_words=True, batch_tokens=batch_tokens)
-        for words, (vectors, _) in zip(sentences, batched, strict=True):
-            assert vectors.shape == (len(words), model.config.hidden_size)
-            alone = model.encode_words(words, is_split_into_words=True)
+        batched = model.encode_words(sentences, batch_tokens=batch_tokens)
+        for sentence, (vectors, _) in zip(sentences, batched, strict=True):
+            assert vectors.shape == (len(sentence.split()), model.config.hidden_size)
+            alone = model.encode_words(sentence)
             np.testing.assert_allclose(alone.vectors, vectors, atol=1e-4)
     assert model.encode_words([]) == [] and model.encode_tokens([]) == []
 
@@ -147,12 +147,6 @@ def test_words_can_be_passed_in_any_column(tiny_model):
     for column in (("A cat", "A dog"), np.array(["A cat", "A dog"]), pandas.Series(["A cat", "A dog"], index=[5, 6])):
         for row, (vectors, _) in zip(expected, tiny_model.encode_words(column), strict=True):
             np.testing.assert_array_equal(row.vectors, vectors)
-    words = pandas.Series(["A", "cat"], index=[5, 6])
-    split_up = tiny_model.encode_words(words, is_split_into_words=True)
-    np.testing.assert_allclose(split_up.vectors, expected[0].vectors, atol=1e-5)
-    several = tiny_model.encode_words(np.array([["A", "cat"], ["A", "dog"]]), is_split_into_words=True)
-    np.testing.assert_allclose(several[1].vectors, expected[1].vectors, atol=1e-5)
-    assert tiny_model.encode_words([], is_split_into_words=True) == []
 
 
 def test_encode_words_disables_dropout(tiny_model):
@@ -183,19 +177,10 @@ def test_bfloat16_gives_float32_words(tiny_model):
     np.testing.assert_allclose(words, expected, atol=0.2)
 
 
-def split(*words):
-    return {"inputs": list(words), "is_split_into_words": True}
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.encode_words(**split("a", ["b"])), r"`inputs\[0\]\[1\]` is list"),
         (lambda m: m.encode_words([["a"]]), r"`inputs\[0\]` is list"),
-        (lambda m: m.encode_words(**split(["a", " "])), r"`inputs\[0\]` is empty or has an empty word"),
-        (lambda m: m.encode_words(**split(["a"], [])), r"`inputs\[1\]` is empty"),
-        (lambda m: m.encode_words(**split(["a"], "b c")), r"`inputs\[1\]` is str \('b c'\)"),
-        (lambda m: m.encode_words("b c", is_split_into_words=True), r"`inputs` is str \('b c'\)"),
         (lambda m: m.encode_words("a", batch_tokens=0), r"`batch_tokens` is 0"),
         (lambda m: m.encode_tokens("a", shift="last"), r"`shift` is 'last'"),
         (lambda m: m.encode_tokens("a", mode="infill"), r"`mode` is 'infill'"),
@@ -204,10 +189,9 @@ def split(*words):
             r"windows of -\d+ .*shorten the prompt",
         ),
         (lambda m: m.encode_tokens(7), r"`inputs` is int"),
-        (lambda m: m.encode_words(None, is_split_into_words=True), r"`inputs` is NoneType"),
-        (lambda m: m.encode_words((text for text in "ab"), is_split_into_words=True), r"`inputs` is generator"),
-        (lambda m: m.encode_words({"a": "b"}, is_split_into_words=True), r"`inputs` is dict"),
-        (lambda m: m.encode_words(**split(None)), r"`inputs\[0\]` is NoneType"),
+        (lambda m: m.encode_words(None), r"`inputs` is NoneType"),
+        (lambda m: m.encode_words(text for text in "ab"), r"`inputs` is generator"),
+        (lambda m: m.encode_words({"a": "b"}), r"`inputs` is dict"),
         (lambda m: m.encode_tokens("a", max_length="9"), r"`max_length` is '9'"),
         (lambda m: m.encode_tokens("a", prompt="\ud800"), r"`prompt` .*surrogate"),
     ],
@@ -269,9 +253,6 @@ def test_words_are_means_of_tokens_with_visible_characters(gluing_model):
             # A word without a token of its own has those that hold its characters.
             own = own or [n for n, place in enumerate(places) if inked(text, place) & {*range(*word)}]
             np.testing.assert_allclose(vector, tokens[own].mean(0), atol=1e-4)
-    split = ["The", "end", ".", "\n\n(A", "new", "part)"]
-    vectors, offsets = gluing_model.encode_words(split, is_split_into_words=True)
-    assert len(vectors) == 6 and np.abs(vectors).sum(1).min() > 0
 
 
 @pytest.mark.parametrize("gluing", ["unsplit"], indirect=True)
@@ -288,16 +269,12 @@ def test_words_that_share_a_token_get_its_vector(gluing_model):
 def test_a_dropped_word_is_zeros_with_a_warning(tiny_model):
     normalizer = normalizers.Replace("\u200b", "")
     tiny_model.tokenizer.backend_tokenizer.normalizer = normalizer
-    for inputs, options in (
-        (["The cat", "the \u200b cat", "a dog"], {}),
-        ([["The", "cat"], ["the", "\u200b", "cat"], ["a", "dog"]], {"is_split_into_words": True}),
-    ):
-        with pytest.warns(UserWarning, match=r"1 words have no token.*'\\u200b' of text 1") as caught:
-            placed = tiny_model.encode_words(inputs, **options)
-        assert caught[0].filename == __file__
-        assert [len(vectors) for vectors, _ in placed] == [2, 3, 2]
-        assert not placed[1].vectors[1].any() and np.isfinite(placed[1].vectors).all()
-        assert placed[1].vectors[[0, 2]].any(axis=1).all()
+    with pytest.warns(UserWarning, match=r"1 words have no token.*'\\u200b' of text 1") as caught:
+        placed = tiny_model.encode_words(["The cat", "the \u200b cat", "a dog"])
+    assert caught[0].filename == __file__
+    assert [len(vectors) for vectors, _ in placed] == [2, 3, 2]
+    assert not placed[1].vectors[1].any() and np.isfinite(placed[1].vectors).all()
+    assert placed[1].vectors[[0, 2]].any(axis=1).all()
 
 
 @settings(max_examples=100, deadline=None)
