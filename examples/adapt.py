@@ -150,8 +150,8 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
 
 def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
     """Convert `resume_from_checkpoint` to what the trainer expects: `True` (the newest), a folder, or `None`."""
-    wish = training.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(wish).lower(), wish)
+    choice = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(choice).lower(), choice)
 
 
 def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
@@ -372,7 +372,7 @@ def gather_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgume
     if not trainer.args.should_save:
         return trained
     model = open_model(adapt, trainer.args, trained.tokenizer)
-    trained.magnet_settings.store(model.config)
+    trained.magnet_settings.store_in(model.config)
     if isinstance(getattr(trained, HEAD_NAME, None), nn.Module):
         attach_contrastive_head(model, kind="tanh", hidden_size=model.config.hidden_size, seed=0)
     apply_lora(model, lora).load_state_dict(weights)

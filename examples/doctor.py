@@ -50,14 +50,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a decoder, checkpoint or adapter")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights; as they are stored if auto")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights; as stored if auto")
     add_device(parser)
     parser.add_argument(
         "--backends",
         nargs="+",
         default=["eager", "sdpa"],
         choices=MASKED_BACKENDS,
-        help="of the attention, to look for leaks in; flex_attention compiles for a minute on a CPU",
+        help="attention back-ends in which to look for leaks; flex_attention compiles for a minute on a CPU",
     )
     parser.add_argument("--output", type=Path, help="JSON file to write the results to, too")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")

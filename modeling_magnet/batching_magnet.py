@@ -11,9 +11,7 @@ import torch
 import transformers
 
 from .attention_magnet import takes_float_masks
-from .configuration_magnet import AttentionMode
-from .losses_magnet import IGNORE_INDEX
-from .tokenization_magnet import bos_ids, check_tokenizer_fits, check_whole_number, pad_token_rows, plan_batches
+from .tokenization_magnet import bos_ids, check_tokenizer_fits, check_whole_number, pad_token_rows
 
 # Tokens per forward. On a CPU their states should fit its caches; an accelerator needs more tokens to be fully used.
 CPU_BATCH_TOKENS = 2048
@@ -90,6 +88,30 @@ def to_device(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+    """Group rows into batches of at most `max_tokens` tokens, padding included, and at most `max_rows` rows.
+
+    Rows are sorted by length, the longest first, so that a batch that does not fit into memory fails at once. A row
+    longer than `max_tokens` is a batch by itself.
+
+    Returns:
+        `list[list[int]]`: indices of the rows of each batch; each row occurs once.
+
+    Example:
+
+        >>> plan_batches([3, 9, 2, 3, 8], max_tokens=18)
+        [[1, 4], [0, 3, 2]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        batch = batches[-1] if batches else []
+        # The first row of a batch is its longest, and all others are padded to it.
+        if not batch or (len(batch) + 1) * lengths[batch[0]] > max_tokens or len(batch) == max_rows:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
 def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
     """Return the padded width and row count that make bfloat16 results independent of the batch.
 
@@ -147,38 +169,6 @@ def hidden_states(
         )
         states = outputs.last_hidden_state[: len(chosen), :longest]
         yield HiddenStates(indices, chosen, states, attention_mask[: len(chosen), :longest])
-
-
-def infill_batch(
-    model: Any, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], segments: Sequence[Sequence[int]]
-) -> dict[str, torch.Tensor]:
-    """Pad rows with their positions and segments to the arguments of an infill forward, on the model's device."""
-    batch = pad_token_rows(ids, pad_token_id=pad_token_id(model))
-    batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
-    batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
-    return to_device(model, batch)
-
-
-def target_logprobs(
-    model: Any, batch: dict[str, torch.Tensor], targets: Sequence[tuple[int, int, int, int]], *, mode: AttentionMode
-) -> list[float]:
-    """Return the log-probabilities of tokens in one forward, without holding all their logits in memory.
-
-    Args:
-        batch (`dict`): Arguments of the forward, on the model's device.
-        targets (`Sequence[tuple[int, int, int, int]]`): Layer, row, position and token: the output at the position
-            predicts the token. Several tokens at one position go to different layers, counted from 0.
-        mode (`str`): Attention mode.
-    """
-    if not targets:
-        return []
-    layers, rows, columns, tokens = to_device(model, {"all": torch.tensor(targets).T.contiguous()})["all"]
-    shape = (1 + max(target[0] for target in targets), *batch["input_ids"].shape)
-    target_ids = torch.full(shape, IGNORE_INDEX, device=model.device)
-    target_ids[layers, rows, columns] = tokens
-    outputs = model(**batch, mode=mode, target_ids=target_ids, num_targets=len(targets), use_cache=False)
-    logprobs: list[float] = (-outputs.token_losses[layers, rows, columns]).tolist()
-    return logprobs
 
 
 # --- Checks of the model, not of its input.

@@ -19,6 +19,7 @@ from .batching_magnet import (
     hidden_states,
     is_progress_hidden,
     pad_token_id,
+    pad_token_rows,
     probe_attention,
     token_budget,
 )
@@ -38,7 +39,6 @@ from .tokenization_magnet import (
     check_whole_number,
     context_length,
     longest_row,
-    pad_token_rows,
     prompt_length,
     tokenize_texts,
 )

@@ -47,7 +47,7 @@ from .spans_magnet import (
 from .spelling_magnet import byte_tokens
 from .tokenization_magnet import check_pairs, check_texts, check_whole_number, special_ids
 
-Ranges = Sequence[tuple[int, int]]
+CharacterRanges = Sequence[tuple[int, int]]
 
 
 # --- The public calls.
@@ -106,7 +106,7 @@ def infill_blanks(
     text: str | Sequence[str],
     *,
     blank: str = "[blank]",
-    ranges: Ranges | Sequence[Ranges] | None = None,
+    ranges: CharacterRanges | Sequence[CharacterRanges] | None = None,
     **options: Any,
 ) -> Any:
     r"""Fill every blank of a text in one decoding loop.
@@ -133,7 +133,7 @@ def fill(
     text: str | Sequence[str],
     *,
     blank: str = "[blank]",
-    ranges: Ranges | Sequence[Ranges] | None = None,
+    ranges: CharacterRanges | Sequence[CharacterRanges] | None = None,
     **options: Any,
 ) -> Any:
     """Return a text with its blanks filled.
@@ -190,17 +190,17 @@ def rewrite(model: Any, text: str, start: int, end: int, **options: Any) -> Any:
     if options.get("max_new_tokens") is None and options.get("num_tokens") is None:
         if start == end:
             raise ValueError(f"The selection is empty (start == end == {start}). Pass `max_new_tokens`.")
-        tokenizer, read = model.tokenizer, {"split_special_tokens": options.get("split_special_tokens", True)}
+        tokenizer, reading = model.tokenizer, {"split_special_tokens": options.get("split_special_tokens", True)}
         is_healed = options.get("heal", "space") is not None
-        space = space_to_heal(tokenizer, parts[0], is_first=True, **read) if is_healed else ""
-        selected = fill_ids(tokenizer, space + text[start:end], prefix=parts[0], **read)
+        space = space_to_heal(tokenizer, parts[0], is_first=True, **reading) if is_healed else ""
+        selected = fill_ids(tokenizer, space + text[start:end], prefix=parts[0], **reading)
         options = {**options, "max_new_tokens": max(len(selected), 1)}
     output = _fill_and_format(model, [parts], options)
     return output if isinstance(output, InfillOutput) else output[0][0]
 
 
 def _split_texts(
-    text: str | Sequence[str], *, blank: str, ranges: Ranges | Sequence[Ranges] | None
+    text: str | Sequence[str], *, blank: str, ranges: CharacterRanges | Sequence[CharacterRanges] | None
 ) -> list[list[str]]:
     """Return the parts of each text around its marks or ranges."""
     single = isinstance(text, str)
@@ -396,17 +396,17 @@ def _lay_out_texts(
 
 def _chooser(call: _InfillCall, spans: Sequence[Span]) -> TokenChooser:
     """Create the chooser that selects the tokens of all spans of a call."""
-    barred = _ids_outside_text(call)
-    in_bytes = byte_tokens(call.tokenizer, call.model.config.vocab_size)
+    excluded = _ids_outside_text(call)
+    known_bytes = byte_tokens(call.tokenizer, call.model.config.vocab_size)
     return TokenChooser(
         call.options.generation_config,
         spans=spans,
-        barred_ids=barred,
+        excluded_ids=excluded,
         pad_token_id=call.pad_token_id,
         end_of_span_id=call.tokenizer.eos_token_id if call.options.stop_at_end_of_span else None,
         processors=call.options.logits_processor,
         tokenizer=call.tokenizer,
-        characters=CharacterRule(in_bytes, spans=spans, barred_ids=barred) if in_bytes.token_ids else None,
+        characters=CharacterRule(known_bytes, spans=spans, excluded_ids=excluded) if known_bytes.token_ids else None,
     )
 
 
@@ -416,13 +416,13 @@ def _stop_rules(call: _InfillCall, filled: Sequence[FilledText], texts: Sequence
     stop_strings, criteria = options.stop_strings, options.all_criteria()
     if not (stop_strings or options.stop_at_sentence_end or criteria or streamer is not None):
         return None
-    in_bytes, stream = byte_tokens(call.tokenizer, call.model.config.vocab_size), None
+    known_bytes, stream = byte_tokens(call.tokenizer, call.model.config.vocab_size), None
     if streamer is not None:
         if len(texts) != 1:
             raise ValueError(f"`streamer` supports one text, but {len(texts)} were passed. Make one call per text.")
         spans = [answers[0] for answers in filled[0].spans]
-        stream = SpanStream(streamer, call.tokenizer, in_bytes, filled[0].layout.parts, texts[0], spans)
-    return StopRules(call.tokenizer, in_bytes, stop_strings, options.stop_at_sentence_end, criteria, stream)
+        stream = SpanStream(streamer, call.tokenizer, known_bytes, filled[0].layout.parts, texts[0], spans)
+    return StopRules(call.tokenizer, known_bytes, stop_strings, options.stop_at_sentence_end, criteria, stream)
 
 
 def _ids_outside_text(call: _InfillCall) -> list[int]:

@@ -126,6 +126,45 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def check_labels_are_hidden(
+    labels: torch.Tensor,
+    *,
+    mode: str,
+    inputs_embeds: torch.Tensor,
+    embed: Any,
+    mask_token_id: int | None,
+    shift_labels: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
+) -> None:
+    """Raise if labels `(B, S)` ask for tokens that are visible to the positions that predict them.
+
+    The logits of position i predict token i + 1. Outside causal mode every token attends to the context, so the input
+    must replace a labeled context token, by the mask token or another one. Fewer than half of the labeled context
+    tokens may be unchanged, because BERT's corruption keeps some tokens. A span token is invisible to its predictor.
+    """
+    tables = (labels, labels if shift_labels is None else shift_labels)
+    # Reading a value back would break a compiled graph. The loss function reports wrong shapes.
+    if torch.compiler.is_compiling() or any(table.shape != inputs_embeds.shape[:2] for table in tables):
+        return
+    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(inputs_embeds.device)  # (B, S - 1)
+    is_context = targets != IGNORE_INDEX  # labeled tokens of the context, without padding
+    for table, kept in ((segment_ids, False), (attention_mask, True)):
+        if table is not None:
+            is_context = is_context & (table[:, 1 - labels.shape[1] :].bool() == kept).to(is_context.device)
+    with torch.no_grad():
+        is_visible = (embed(targets.clamp(min=0)) == inputs_embeds[:, 1:]).all(-1) & is_context
+    if mask_token_id is not None:
+        is_visible = is_visible & (targets != mask_token_id)
+    num_context, num_visible = int(is_context.sum()), int(is_visible.sum())
+    if num_visible and 2 * num_visible >= num_context:
+        raise ValueError(
+            f"{num_visible} labeled tokens of `labels` are visible to the positions that predict them in "
+            f'mode={mode!r}, so the loss would measure copying. Pass mode="causal" for a left-to-right loss. '
+            "Otherwise label only tokens that are in a span or replaced by the mask token, and set all others to -100."
+        )
+
+
 def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor, *, size: int) -> Measured:
     """Return losses `(N,)`, and hits `(N,)` if gradients are disabled, by calling `project` for each chunk."""
     parts = list(zip(states.split(size), targets.split(size), strict=True))

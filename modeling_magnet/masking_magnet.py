@@ -9,7 +9,6 @@ import torch
 
 from .attention_magnet import DEFAULT_ATTENTION, product_dtype, takes_float_masks
 from .configuration_magnet import MODES, AttentionMode, MagnetSettings, check_mode
-from .losses_magnet import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -240,45 +239,6 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
         raise ValueError(
             f"`segment_ids` contains {int(segment_ids.min())}; expected 0 for context and k >= 1 for the k-th span. "
             "Mark padding with `attention_mask`."
-        )
-
-
-def check_labels_are_hidden(
-    labels: torch.Tensor,
-    *,
-    mode: str,
-    inputs_embeds: torch.Tensor,
-    embed: Any,
-    mask_token_id: int | None,
-    shift_labels: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-    segment_ids: torch.Tensor | None = None,
-) -> None:
-    """Raise if labels `(B, S)` ask for tokens that are visible to the positions that predict them.
-
-    The logits of position i predict token i + 1. Outside causal mode every token attends to the context, so the input
-    must replace a labeled context token, by the mask token or another one. Fewer than half of the labeled context
-    tokens may be unchanged, because BERT's corruption keeps some tokens. A span token is invisible to its predictor.
-    """
-    tables = (labels, labels if shift_labels is None else shift_labels)
-    # Reading a value back would break a compiled graph. The loss function reports wrong shapes.
-    if torch.compiler.is_compiling() or any(table.shape != inputs_embeds.shape[:2] for table in tables):
-        return
-    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(inputs_embeds.device)  # (B, S - 1)
-    is_context = targets != IGNORE_INDEX  # labeled tokens of the context, without padding
-    for table, kept in ((segment_ids, False), (attention_mask, True)):
-        if table is not None:
-            is_context = is_context & (table[:, 1 - labels.shape[1] :].bool() == kept).to(is_context.device)
-    with torch.no_grad():
-        is_visible = (embed(targets.clamp(min=0)) == inputs_embeds[:, 1:]).all(-1) & is_context
-    if mask_token_id is not None:
-        is_visible = is_visible & (targets != mask_token_id)
-    num_context, num_visible = int(is_context.sum()), int(is_visible.sum())
-    if num_visible and 2 * num_visible >= num_context:
-        raise ValueError(
-            f"{num_visible} labeled tokens of `labels` are visible to the positions that predict them in "
-            f'mode={mode!r}, so the loss would measure copying. Pass mode="causal" for a left-to-right loss. '
-            "Otherwise label only tokens that are in a span or replaced by the mask token, and set all others to -100."
         )
 
 

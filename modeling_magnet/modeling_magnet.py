@@ -33,8 +33,8 @@ from .infilling_magnet import fill as _fill
 from .infilling_magnet import infill as _infill
 from .infilling_magnet import infill_blanks as _infill_blanks
 from .infilling_magnet import rewrite as _rewrite
-from .losses_magnet import soft_cap, token_losses
-from .masking_magnet import check_labels_are_hidden, mask_of_call
+from .losses_magnet import check_labels_are_hidden, soft_cap, token_losses
+from .masking_magnet import mask_of_call
 from .pooling_magnet import HEAD_NAME, ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
 from .scoring_magnet import score_infill as _score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
@@ -223,7 +223,8 @@ class MagnetMixin(_Host):
     ) -> Any:
         """Render the mask of a mode for the active attention back-end; in causal mode return the given mask.
 
-        The name is that of transformers' former method, which subclasses override to change who attends to whom.
+        The name is that of transformers' former method, which subclasses may override to change who attends to whom in
+        `forward`. Decoding of spans does not call it: see `attention_pattern` and `StepMasks`.
 
         Args:
             attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.

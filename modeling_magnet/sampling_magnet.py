@@ -25,9 +25,9 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from .batching_magnet import pad_token_rows
 from .spans_magnet import Span, decode_fill
 from .spelling_magnet import INVALID_STATE, ByteTokens, fitting_tokens
-from .tokenization_magnet import pad_token_rows
 
 # Scores held at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, and of 256 elsewhere.
 _CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26
@@ -47,14 +47,14 @@ _NO_IDS = torch.empty(0, dtype=torch.long)
 class CharacterRule:
     """Ensures that the spans of a call consist of whole characters.
 
-    A token that begins a character is allowed only if tokens that are not barred can complete it within the span.
+    A token that begins a character is allowed only if tokens that are not excluded can complete it within the span.
     Inside a character, only tokens that continue it are allowed. The states stay on the device of the scores, so no
     step waits for the device.
     """
 
-    def __init__(self, known: ByteTokens, *, spans: Sequence[Span], barred_ids: Sequence[int]) -> None:
-        barred = {*barred_ids}
-        usable = torch.tensor([token_id not in barred for token_id in known.token_ids], dtype=torch.bool)
+    def __init__(self, known: ByteTokens, *, spans: Sequence[Span], excluded_ids: Sequence[int]) -> None:
+        excluded = {*excluded_ids}
+        usable = torch.tensor([token_id not in excluded for token_id in known.token_ids], dtype=torch.bool)
         self.token_ids = torch.tensor(known.token_ids, dtype=torch.long)
         self.following = known.following
         # The fewest tokens that complete a character from each state, by relaxation: iteration k adds the states that
@@ -79,7 +79,7 @@ class CharacterRule:
             setattr(self, name, getattr(self, name).to(device))
         self._index = None
 
-    def bar(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> None:
+    def exclude(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> None:
         """Set the scores `(N, V)` of tokens that break a character to minus infinity, in place."""
         numbers = self._numbers(spans)
         states = self.states[numbers]
@@ -196,7 +196,7 @@ def _draw(scores: torch.Tensor, uniforms: torch.Tensor, *, warpers: LogitsProces
 
 
 def _gather(scores: torch.Tensor, minimum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gather the possible tokens of each row `(N, V)` that score at least `least` `(N, 1)`, including ties.
+    """Gather the possible tokens of each row `(N, V)` that score at least `minimum` `(N, 1)`, including ties.
 
     Returns scores and tokens `(N, M)` in the order of the vocabulary, with -inf before shorter rows.
     """
@@ -246,7 +246,7 @@ class Choice(NamedTuple):
 
     tokens: torch.Tensor  # (N,)
     logprobs: torch.Tensor  # (N,): under the model's own distribution, before processors and warpers
-    is_possible: torch.Tensor  # (N,): false if all tokens were barred, so that the token is arbitrary
+    is_possible: torch.Tensor  # (N,): false if all tokens were excluded, so that the token is arbitrary
     is_nan: torch.Tensor  # (): whether any logit is NaN
     scores: torch.Tensor | None = None  # (N, V): the processed scores, if requested
 
@@ -274,8 +274,8 @@ class TokenChooser:
     Args:
         config (`GenerationConfig`): See `SUPPORTED` in `infill_options_magnet.py` for the supported fields.
         spans (`Sequence[Span]`): All spans of the call, ordered by `Span.number`.
-        barred_ids (`Sequence[int]`): Tokens excluded from fills, including `suppress_tokens` of the config.
-        pad_token_id (`int`): Pads the input ids of processors. It must be barred, so that penalties for it have no
+        excluded_ids (`Sequence[int]`): Tokens excluded from fills, including `suppress_tokens` of the config.
+        pad_token_id (`int`): Pads the input ids of processors. It must be excluded, so that penalties for it have no
             effect.
         end_of_span_id (`int`, *optional*): Token that may end a span but not begin it. A sampled span ends when the
             token is drawn. A greedy span ends once its probability of having ended exceeds one half (the median of
@@ -291,7 +291,7 @@ class TokenChooser:
         config: GenerationConfig,
         *,
         spans: Sequence[Span],
-        barred_ids: Sequence[int],
+        excluded_ids: Sequence[int],
         pad_token_id: int = 0,
         end_of_span_id: int | None = None,
         processors: LogitsProcessorList | None = None,
@@ -300,8 +300,8 @@ class TokenChooser:
     ) -> None:
         self.config, self.pad_token_id, self.end_of_span_id = config, pad_token_id, end_of_span_id
         self.never_ends = end_of_span_id in (config.suppress_tokens or ())
-        barred = [token_id for token_id in barred_ids if token_id != end_of_span_id or self.never_ends]
-        self.barred = torch.tensor(barred, dtype=torch.long)
+        excluded = [token_id for token_id in excluded_ids if token_id != end_of_span_id or self.never_ends]
+        self.excluded = torch.tensor(excluded, dtype=torch.long)
         self.characters = characters
         self.min_tokens = max(config.min_new_tokens or 0, 1)  # minimum number of tokens of a span
         self.continues = [1.0] * len(spans)  # for each span number, the probability that the span has not ended
@@ -333,7 +333,7 @@ class TokenChooser:
         self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int], with_scores: bool = False
     ) -> Choice:
         """Choose the token at `indices` of each span from logits `(N, V)`, which are copied once."""
-        if self.barred.device != logits.device:
+        if self.excluded.device != logits.device:
             self._move(logits.device)
         # One buffer is used twice: for exp(logit - highest), which normalizes the logprobs, then for the scores.
         scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
@@ -361,7 +361,7 @@ class TokenChooser:
                 row.copy_(self.warpers(_NO_IDS, row))  # type: ignore[arg-type]
             has_ended = torch.zeros_like(tokens, dtype=torch.bool)
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
-        is_possible |= has_ended  # the end token is barred in greedy decoding and set by `_end_at_median`
+        is_possible |= has_ended  # the end token is excluded in greedy decoding and set by `_end_at_median`
         if self.characters is not None:
             self.characters.advance(tokens, spans)
         logprobs = logits.gather(-1, tokens[:, None]).float() - highest - log_total
@@ -370,13 +370,13 @@ class TokenChooser:
 
     def _move(self, device: torch.device) -> None:
         """Move the state to the device of the scores."""
-        self.barred = self.barred.to(device)
+        self.excluded = self.excluded.to(device)
         if self.characters is not None:
             self.characters.to(device)
 
     def _bar(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> None:
         """Set the scores of all tokens that may not come next to minus infinity, in place."""
-        scores.index_fill_(1, self.barred, -torch.inf)
+        scores.index_fill_(1, self.excluded, -torch.inf)
         if self.end_of_span_id is not None:
             never = [row for row, index in enumerate(indices) if index < self.min_tokens or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
@@ -388,7 +388,7 @@ class TokenChooser:
                 if fits is not None:
                     scores[row].masked_fill_(~fits.to(scores.device), -torch.inf)
         if self.characters is not None:
-            self.characters.bar(scores, spans, indices=indices)
+            self.characters.exclude(scores, spans, indices=indices)
 
     def _most_likely(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> torch.Tensor:
         """Return the most likely tokens; the first token of answer r to a blank is the one of rank r."""

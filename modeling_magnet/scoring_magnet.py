@@ -15,17 +15,18 @@ from transformers.utils.logging import tqdm
 from .batching_magnet import (
     PROGRESS_FROM_BATCHES,
     evaluating,
-    infill_batch,
     is_progress_hidden,
     pad_token_id,
+    pad_token_rows,
+    plan_batches,
     probe_attention,
-    target_logprobs,
     to_device,
     token_budget,
 )
-from .configuration_magnet import MagnetSettings
+from .configuration_magnet import AttentionMode, MagnetSettings
+from .losses_magnet import IGNORE_INDEX
 from .spans_magnet import Fill, FilledText, Healing, SpanLayout, fill_ids, lay_out, round_up
-from .tokenization_magnet import check_pairs, check_texts, pad_token_rows, plan_batches
+from .tokenization_magnet import check_pairs, check_texts
 
 # Number of tokens after a span that count for the score of its length; chosen by hand.
 JOIN_TOKENS = 8
@@ -86,9 +87,9 @@ def score_infill(
     candidates: Any = [fills] if single else fills
     if len(candidates) != len(prefixes):
         raise ValueError(f"`fills` has {len(candidates)} lists for {len(prefixes)} texts. Pass one list per text.")
-    read = partial(scored_rows, model, heal=heal, split_special_tokens=split_special_tokens)
+    rows_of = partial(scored_rows, model, heal=heal, split_special_tokens=split_special_tokens)
     texts = enumerate(zip(prefixes, candidates, suffixes, strict=True))
-    rows = [row for text, (before, strings, after) in texts for row in read(text, before, strings, after)]
+    rows = [row for text, (before, strings, after) in texts for row in rows_of(text, before, strings, after)]
     probe_attention(model)
     scored: list[list[Fill]] = [[Fill(string) for string in strings] for strings in candidates]
     batches = plan_batches([row.length for row in rows], max_tokens=token_budget(model, batch_tokens))
@@ -118,17 +119,17 @@ def scored_rows(
     if isinstance(fills, str) or not len(check_texts(fills, name="fills")) or "" in fills:
         raise ValueError(f"`fills` of text {text} are {fills!r:.60}; expected a list of non-empty strings.")
     tokenizer, max_positions = model.tokenizer, model.config.max_position_embeddings
-    read: dict[str, Any] = {"split_special_tokens": split_special_tokens}
-    lay = partial(lay_out, tokenizer, [prefix, suffix], context_length=max_positions, heal=heal, **read)
-    (healed,) = lay(span_lengths=[1]).healed
+    reading: dict[str, Any] = {"split_special_tokens": split_special_tokens}
+    layout_of = partial(lay_out, tokenizer, [prefix, suffix], context_length=max_positions, heal=heal, **reading)
+    (healed,) = layout_of(span_lengths=[1]).healed
     # A model trained to end spans has only seen multiples; spans with healed tokens have exact lengths.
     multiple = 1 if heal == "token" else MagnetSettings.from_config(model.config).end_of_span or 1
     by_length: dict[int, dict[int, list[int]]] = {}
     for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end
-        ids = fill_ids(tokenizer, whole, prefix=prefix, **read)
+        ids = fill_ids(tokenizer, whole, prefix=prefix, **reading)
         by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
-    return [ScoredRow(text, lay(span_lengths=[length]), tokens) for length, tokens in by_length.items()]
+    return [ScoredRow(text, layout_of(span_lengths=[length]), tokens) for length, tokens in by_length.items()]
 
 
 def _score_rows(model: Any, rows: Sequence[ScoredRow]) -> list[list[list[float]]]:
@@ -197,3 +198,35 @@ def _join_logprobs(model: Any, texts: Sequence[FilledText]) -> list[list[float]]
     return [
         [sum(next(logprobs) for _ in span_range) / max(len(span_range), 1) for span_range in after] for after in ranges
     ]
+
+
+def infill_batch(
+    model: Any, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], segments: Sequence[Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """Pad rows with their positions and segments to the arguments of an infill forward, on the model's device."""
+    batch = pad_token_rows(ids, pad_token_id=pad_token_id(model))
+    batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
+    batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
+    return to_device(model, batch)
+
+
+def target_logprobs(
+    model: Any, batch: dict[str, torch.Tensor], targets: Sequence[tuple[int, int, int, int]], *, mode: AttentionMode
+) -> list[float]:
+    """Return the log-probabilities of tokens in one forward, without holding all their logits in memory.
+
+    Args:
+        batch (`dict`): Arguments of the forward, on the model's device.
+        targets (`Sequence[tuple[int, int, int, int]]`): Layer, row, position and token: the output at the position
+            predicts the token. Several tokens at one position go to different layers, counted from 0.
+        mode (`str`): Attention mode.
+    """
+    if not targets:
+        return []
+    layers, rows, columns, tokens = to_device(model, {"all": torch.tensor(targets).T.contiguous()})["all"]
+    shape = (1 + max(target[0] for target in targets), *batch["input_ids"].shape)
+    target_ids = torch.full(shape, IGNORE_INDEX, device=model.device)
+    target_ids[layers, rows, columns] = tokens
+    outputs = model(**batch, mode=mode, target_ids=target_ids, num_targets=len(targets), use_cache=False)
+    logprobs: list[float] = (-outputs.token_losses[layers, rows, columns]).tolist()
+    return logprobs

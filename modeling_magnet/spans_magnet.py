@@ -75,7 +75,7 @@ class Span:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     is_full: bool = False  # whether the span has its full length or a rule ended it
-    is_possible: bool = True  # false once all tokens were barred; such a span is not an answer
+    is_possible: bool = True  # false once all tokens were excluded; such a span is not an answer
     text_length: int | None = None  # number of characters to keep, if a rule ended the span inside a token
 
 
@@ -207,8 +207,8 @@ def fill_ids(
     tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str, split_special_tokens: bool = True
 ) -> list[int]:
     """Tokenize a fill that continues a prefix, or begins a text if the prefix is empty."""
-    read = continuation_ids if prefix else text_ids
-    return read(tokenizer, fill, split_special_tokens=split_special_tokens)
+    tokenize = continuation_ids if prefix else text_ids
+    return tokenize(tokenizer, fill, split_special_tokens=split_special_tokens)
 
 
 def space_to_heal(
@@ -221,9 +221,9 @@ def space_to_heal(
     """
     if not part.endswith(" ") or not part.strip():
         return ""
-    read = text_ids if is_first else continuation_ids
-    ids = read(tokenizer, part, split_special_tokens=split_special_tokens)
-    followed = read(tokenizer, part + "a", split_special_tokens=split_special_tokens)
+    tokenize = text_ids if is_first else continuation_ids
+    ids = tokenize(tokenizer, part, split_special_tokens=split_special_tokens)
+    followed = tokenize(tokenizer, part + "a", split_special_tokens=split_special_tokens)
     return "" if followed[: len(ids)] == ids else " "
 
 
@@ -257,14 +257,16 @@ def lay_out(
         raise ValueError(f"`heal` is {heal!r}; expected 'space', 'token' or None.")
     if not any(parts):
         raise ValueError("There is no text around the blank: prefix and suffix are empty. Use `model.generate`.")
-    read = {"split_special_tokens": split_special_tokens}
+    reading = {"split_special_tokens": split_special_tokens}
     healed = [Healed() for _ in span_lengths]
     if heal == "space":
-        spaces = [space_to_heal(tokenizer, part, is_first=not index, **read) for index, part in enumerate(parts[:-1])]
+        spaces = [
+            space_to_heal(tokenizer, part, is_first=not index, **reading) for index, part in enumerate(parts[:-1])
+        ]
         healed = [Healed(start=space) for space in spaces]
         parts = [*map(str.removesuffix, parts[:-1], spaces), parts[-1]]
-    token_ids = [text_ids(tokenizer, parts[0], **read)]
-    token_ids += [continuation_ids(tokenizer, part, **read) for part in parts[1:]]
+    token_ids = [text_ids(tokenizer, parts[0], **reading)]
+    token_ids += [continuation_ids(tokenizer, part, **reading) for part in parts[1:]]
     front = bos_ids(tokenizer)
     _check_parts(tokenizer, parts, token_ids, has_bos=bool(front))
     token_ids[0] = [*front, *token_ids[0]]

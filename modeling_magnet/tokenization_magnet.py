@@ -166,23 +166,23 @@ def read_texts(
     if not split_special_tokens:
         options["split_special_tokens"] = False
     encoded = tokenizer(list(texts), **options)
-    read = ReadTexts(encoded["input_ids"], encoded["offset_mapping"] if return_offsets else [])
+    output = ReadTexts(encoded["input_ids"], encoded["offset_mapping"] if return_offsets else [])
     if not split_special_tokens:
-        return read
+        return output
     special, unknown = special_ids(tokenizer), {tokenizer.unk_token_id}
     with_control = [
         index
-        for index, (text, ids) in enumerate(zip(texts, read.input_ids, strict=True))
+        for index, (text, ids) in enumerate(zip(texts, output.input_ids, strict=True))
         # The unknown token can also stem from an unknown character.
         if (in_text := special.intersection(ids)) and (in_text != unknown or str(tokenizer.unk_token) in text)
     ]
     if with_control:
         encoded = _splitter(tokenizer)([texts[index] for index in with_control], **options)
         for number, index in enumerate(with_control):
-            read.input_ids[index] = encoded["input_ids"][number]
+            output.input_ids[index] = encoded["input_ids"][number]
             if return_offsets:
-                read.offsets[index] = encoded["offset_mapping"][number]
-    return read
+                output.offsets[index] = encoded["offset_mapping"][number]
+    return output
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
@@ -287,30 +287,6 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, spl
         return 0
     ids = text_ids(tokenizer, join_prompt(prompt, ""), split_special_tokens=split_special_tokens)
     return len(bos_ids(tokenizer)) + len(ids)
-
-
-def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Group rows into batches of at most `max_tokens` tokens, padding included, and at most `max_rows` rows.
-
-    Rows are sorted by length, the longest first, so that a batch that does not fit into memory fails at once. A row
-    longer than `max_tokens` is a batch by itself.
-
-    Returns:
-        `list[list[int]]`: indices of the rows of each batch; each row occurs once.
-
-    Example:
-
-        >>> plan_batches([3, 9, 2, 3, 8], max_tokens=18)
-        [[1, 4], [0, 3, 2]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        batch = batches[-1] if batches else []
-        # The first row of a batch is its longest, and all others are padded to it.
-        if not batch or (len(batch) + 1) * lengths[batch[0]] > max_tokens or len(batch) == max_rows:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
 
 
 def pad_token_rows(

@@ -30,7 +30,7 @@ from .tokenization_magnet import (
 )
 
 Shift = Literal["next", "same"]
-Ranges = list[tuple[int, int]]
+CharacterRanges = list[tuple[int, int]]
 
 
 class OffsetVectors(NamedTuple):
@@ -87,7 +87,7 @@ def plan_windows(
     return [Window(start, start + size, first, last) for start, first, last in windows if first < last]
 
 
-def owners_of_tokens(words: Ranges, offsets: Ranges, text: str) -> list[int]:
+def owners_of_tokens(words: CharacterRanges, offsets: CharacterRanges, text: str) -> list[int]:
     """Find the word that contains most of each token's characters, excluding white space.
 
     Tokenizers differ in whether a token includes the space before its word, and some join punctuation with the
@@ -108,7 +108,7 @@ def owners_of_tokens(words: Ranges, offsets: Ranges, text: str) -> list[int]:
     return [max(of_token)[1] if of_token else -1 for of_token in shares]
 
 
-def _shares_of_token(words: Ranges, token: tuple[int, int], text: str) -> Ranges:
+def _shares_of_token(words: CharacterRanges, token: tuple[int, int], text: str) -> CharacterRanges:
     """Return the number of characters that a token shares with a word, and the word's index, for each such word."""
     start, end = token
     shares = []
@@ -194,9 +194,9 @@ def _plan_rows(
     tokenizer = model.tokenizer
     longest, bos = longest_row(model.config, tokenizer, max_length), bos_ids(tokenizer)
     joined = [before + text for text in texts]
-    read = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens, return_offsets=True)
+    tokenized = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens, return_offsets=True)
     rows, offsets = [], []
-    for text, (ids, spans) in enumerate(zip(*read, strict=True)):
+    for text, (ids, spans) in enumerate(zip(*tokenized, strict=True)):
         # A token with the prompt's last space and the text's first letters counts as text.
         num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
         prefix, text_ids = bos + ids[:num_prompt], ids[num_prompt:]
@@ -266,7 +266,7 @@ def encode_words(model: Any, inputs: str | Sequence[str], **options: Any) -> Off
     return outputs[0] if single else outputs
 
 
-def _tokens_of_words(words: Ranges, offsets: Ranges, text: str) -> list[list[int]]:
+def _tokens_of_words(words: CharacterRanges, offsets: CharacterRanges, text: str) -> list[list[int]]:
     """Return the tokens that each word owns, or, if it owns none, the tokens that contain its characters."""
     tokens: list[list[int]] = [[] for _ in words]
     for token, owner in enumerate(owners_of_tokens(words, offsets, text)):

@@ -53,24 +53,24 @@ def check_run(
     complaints = list(filter(None, (row_source_complaint(given, name=name) for name, given in (rows | pairs).items())))
     if not complaints:  # otherwise the rows cannot be read
         settings = args.corruption_settings if data_collator is None else data_collator.settings
-        complaints += _about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None)
-        complaints += _about_weights(model, trains=train_dataset is not None)
+        complaints += _model_complaints(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None)
+        complaints += _weights_complaints(model, trains=train_dataset is not None)
         for name, given in rows.items():
-            missing = list(_about_columns(given, name=name, columns=("input_ids",)))
-            complaints += missing or _about_lengths(given, name=name, model=model, args=args, settings=settings)
+            missing = list(_columns_complaints(given, name=name, columns=("input_ids",)))
+            complaints += missing or _lengths_complaints(given, name=name, model=model, args=args, settings=settings)
         if args.uses_contrastive_loss or eval_pair_dataset is not None:
-            complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
+            complaints += _pair_length_complaints(model, args=args, tokenizer=tokenizer)
         for name, given in pairs.items():
-            complaints += _about_columns(given, name=name, columns=("anchor", "positive"))
+            complaints += _columns_complaints(given, name=name, columns=("anchor", "positive"))
         if args.uses_contrastive_loss:
-            complaints += _about_pairs(pair_dataset, args=args)
+            complaints += _pairs_complaints(pair_dataset, args=args)
         elif pair_dataset is not None:
             logger.warning(f"`pair_dataset` is not used: no phase of `loss_phases` {args.loss_phases} weights sscl.")
     if complaints:
         raise ValueError("\n- ".join(["This run cannot work:", *complaints]))
 
 
-def _about_model(
+def _model_complaints(
     model: nn.Module,
     *,
     args: MagnetTrainingArguments,
@@ -116,7 +116,7 @@ def _about_model(
         )
 
 
-def _about_weights(model: Any, *, trains: bool) -> Iterator[str]:
+def _weights_complaints(model: Any, *, trains: bool) -> Iterator[str]:
     """Yield complaints about adapters and quantized base weights that cannot be trained."""
     # transformers sets this for adapters that it added itself, but resumes a run only from a `PeftModel`.
     if trains and getattr(model, "_hf_peft_config_loaded", False):
@@ -132,7 +132,7 @@ def _about_weights(model: Any, *, trains: bool) -> Iterator[str]:
 
 
 def _passes_gradient(model: Any) -> bool:
-    """Whether the first quantized linear layer passes a gradient on to its input.
+    """Return whether the first quantized linear layer passes a gradient on to its input.
 
     The layer is run, because the flags of quantizers are not reliable (torchao 0.18, 8-bit dynamic activations).
     """
@@ -160,7 +160,7 @@ def _row_lengths(rows: RowSource) -> Iterator[int]:
     yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
 
 
-def _about_columns(rows: RowSource, *, name: str, columns: tuple[str, ...]) -> Iterator[str]:
+def _columns_complaints(rows: RowSource, *, name: str, columns: tuple[str, ...]) -> Iterator[str]:
     """Yield a complaint if there are no rows, or they lack a column."""
     if not len(rows):
         yield f"`{name}` has no rows; check its source and its filters."
@@ -168,7 +168,7 @@ def _about_columns(rows: RowSource, *, name: str, columns: tuple[str, ...]) -> I
         yield f"`{name}` has the columns {sorted(rows[0])} but no {' and no '.join(missing)}; add or rename them."
 
 
-def _about_lengths(
+def _lengths_complaints(
     rows: RowSource, *, name: str, model: nn.Module, args: MagnetTrainingArguments, settings: CorruptionSettings
 ) -> Iterator[str]:
     """Yield complaints if no row can have a span, or rows and what spans reserve exceed the model's positions."""
@@ -195,7 +195,7 @@ def _about_lengths(
         )
 
 
-def _about_pair_length(
+def _pair_length_complaints(
     model: nn.Module, *, args: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[str]:
     """Yield complaints about the lengths and the tokenizer of pairs."""
@@ -219,7 +219,7 @@ def _about_pair_length(
             )
 
 
-def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
+def _pairs_complaints(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
     """Yield complaints about the number of pairs to train on."""
     batch_size = args.contrastive_batch_size * args.world_size
     if pairs is None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.losses_magnet import IGNORE_INDEX
-from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
+from modeling_magnet.tokenization_magnet import special_ids, tokenize_texts
 
 from .corruption import CorruptionSettings, corrupt_row
 from .objectives import token_labels

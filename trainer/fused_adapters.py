@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-def adapter_layers(model: nn.Module) -> list[Any]:
+def casting_layers(model: nn.Module) -> list[Any]:
     """Return the layers with a peft adapter that casts its input."""
     return [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
 
@@ -24,7 +24,7 @@ def adapters_under_autocast(layers: Sequence[Any]) -> Iterator[None]:
     seven layers and 16,384 tokens of width 4,096.
 
     Args:
-        layers (sequence): Layers of `adapter_layers`; in this context they must be called under autocast.
+        layers (sequence): Layers of `casting_layers`; in this context they must be called under autocast.
     """
     before = [layer.cast_input_dtype_enabled for layer in layers]
     fused = [layer for layer in layers if can_be_fused(layer)]
@@ -108,7 +108,7 @@ class AdaptedLinear(LoraLinear):
 
 
 def can_be_fused(layer: nn.Module) -> bool:
-    """Whether a layer is a frozen linear layer with plain LoRA and unsharded weights on the CPU."""
+    """Return whether a layer is a frozen linear layer with plain LoRA and unsharded weights on the CPU."""
     if type(layer) is not LoraLinear or layer.lora_variant or len(layer.active_adapters) != 1:
         return False
     base, name = layer.base_layer, layer.active_adapters[0]

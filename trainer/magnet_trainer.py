@@ -36,7 +36,7 @@ from . import (
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .files import atomic_write
-from .fused_adapters import adapter_layers, adapters_under_autocast
+from .fused_adapters import adapters_under_autocast, casting_layers
 from .lora import targets_in_order
 from .loss_phases import LossPhase
 from .model_card import run_card
@@ -128,7 +128,7 @@ class MagnetTrainer(Trainer):
         distributed.configure_sharding(getattr(state, "fsdp_plugin", None), view_dropout=args.view_dropout)
         compiler = compilation.take_over_compilation(state.dynamo_plugin, args)
         self.compiled_layers = compilation.compile_layers(model, compiler)
-        self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
+        self._autocast_layers = casting_layers(model) if args.bf16 or args.fp16 else []
 
         self.pair_dataset: Any = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
@@ -482,7 +482,7 @@ class MagnetTrainer(Trainer):
 
 
 def _steps_in_backward(args: MagnetTrainingArguments) -> bool:
-    """Whether the optimizer updates the weights during each backward pass."""
+    """Return whether the optimizer updates the weights during each backward pass."""
     name = str(getattr(args.optim, "value", args.optim))
     return "lomo" in name or name.endswith("layerwise")
 

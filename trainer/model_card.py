@@ -151,7 +151,7 @@ def _origin(base_model: str, card: dict[str, Any]) -> str | None:
 
 
 def _is_full_id(name: Any) -> bool:
-    """Whether this is a Hub id with an owner, not a relative path."""
+    """Return whether this is a Hub id with an owner, not a relative path."""
     is_id = isinstance(name, str) and name.count("/") == 1 and is_hub_id(name)
     return is_id and name.partition("/")[0].lower() not in _FOLDERS
 

@@ -27,7 +27,7 @@ from modeling_magnet.pooling_magnet import last_token_states
 from .distributed import gather_with_gradient
 
 Batch = Mapping[str, Any]
-Similarity = Literal["cosine", "dot"]
+ContrastiveSimilarity = Literal["cosine", "dot"]
 
 
 # ---- Losses, summed in float32 even if the inputs have half precision ----
@@ -57,7 +57,7 @@ def sscl_loss(
     positives: Tensor,
     *,
     temperature: float,
-    similarity: Similarity = "cosine",
+    similarity: ContrastiveSimilarity = "cosine",
     targets: Tensor | None = None,
 ) -> Tensor:
     """Compute InfoNCE, where the positives of the other anchors are the negatives of an anchor.
@@ -214,7 +214,7 @@ class ContrastiveSettings:
     """
 
     temperature: float
-    similarity: Similarity
+    similarity: ContrastiveSimilarity
     dropout: float
     recompute: bool
 

@@ -138,7 +138,7 @@ def map_texts(
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column of this feature type holds strings."""
+    """Return whether a column of this feature type holds strings."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
@@ -167,7 +167,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a source has the form of a Hub id (`name` or `owner/name`) and is not a local path."""
+    """Return whether a source has the form of a Hub id (`name` or `owner/name`) and is not a local path."""
     has_form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
     return has_form and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
 

@@ -86,7 +86,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_device(parser)
     add_dtype(parser)
     parser.add_argument(
-        "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
+        "--batch_sizes",
+        type=at_least(),
+        nargs="+",
+        default=THEIR_BATCH_SIZES,
+        help="those of the library",
     )
     add_results(parser, name="encoding_throughput", rounds=5)
     args = parser.parse_args(arguments)

@@ -6,14 +6,14 @@
     python examples/benchmarks/training_step.py --model GEMMA --texts FILES --pairs FILE --batch_size 8 --rounds 3 \
         --dtype bfloat16 --bf16 --systems "MNTP and MSG" "naive, MNTP and MSG"
 
-The floor: a frozen weight costs 4 operations a token, a trained one 6. The LM head costs that for
-labeled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
-reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
+The arithmetic counts 4 operations per token for a frozen weight and 6 for a trained one, the LM head only at labeled
+positions, and 12 x length x width per layer and token for attention. It excludes padding. It is converted to a time
+at the rate of one large matrix product measured in the same run.
 
-Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively on the
-same rows (`naive_loss` in `training_systems.py`), also without pairs; only MNTP, the trainer's and with the logits of
-all positions, as a plain Trainer has them. With `--torch_compile_backend inductor` each once more with compiled
-layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
+All systems use the same optimizer: the trainer's joint step, with and without pairs; the same losses written naively
+(`naive_loss` in `training_systems.py`), with and without pairs; and MNTP alone, by the trainer and with the logits of
+all positions. With `--torch_compile_backend inductor`, each is also measured with compiled layers. Losses and
+gradients are compared before anything is timed, and the systems alternate.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_length", type=at_least(), default=512, help="tokens per row")
     parser.add_argument("--contrastive_batch_size", type=at_least(), default=64, help="pairs per step")
     parser.add_argument("--contrastive_max_length", type=at_least(), default=64, help="tokens of one side")
-    parser.add_argument("--contrastive_mini_batch_tokens", type=at_least(), default=2048, help="of the trainer")
+    parser.add_argument("--contrastive_mini_batch_tokens", type=at_least(), default=2048, help="as of adapt.py")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
     parser.add_argument("--contrastive_recompute", action="store_true", help="GradCache, for the pairs")
     parser.add_argument("--torch_compile_backend", help="time all systems with compiled layers, too")

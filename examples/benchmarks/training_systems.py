@@ -14,7 +14,7 @@ from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
 from trainer.compilation import compiled
-from trainer.fused_adapters import adapter_layers, adapters_under_autocast
+from trainer.fused_adapters import adapters_under_autocast, casting_layers
 from trainer.loss_phases import LossPhase
 from trainer.objectives import sscl_loss
 
@@ -144,7 +144,7 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
 @contextmanager
 def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool) -> Iterator[None]:
     """Run layers as a system does: as the trainer runs them, or compiled."""
-    adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
+    adapted = casting_layers(trainer.model) if system in PHASES and autocast else []
     with adapters_under_autocast(adapted), compiled(trainer.compiled_layers if with_compiled else []):
         yield
 

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datasets import load_dataset
 
 from examples.command_line import at_least, require_extra, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit
-from examples.evaluate.options import make_parser, parse
-from examples.evaluate.reading_options import (
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.parts.options import make_parser, parse
+from examples.evaluate.parts.reading_options import (
     add_reading_options,
     by_reading,
     data_complaints,
@@ -34,8 +34,8 @@ from examples.evaluate.reading_options import (
     reading_settings,
     run_readings,
 )
-from examples.evaluate.records import Record, digest_files
-from examples.evaluate.sentence_readers import SentenceReader
+from examples.evaluate.parts.records import Record, digest_files
+from examples.evaluate.parts.sentence_readers import SentenceReader
 from examples.files import data_file, open_text
 from trainer.files import parse_json
 
@@ -193,7 +193,7 @@ def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], 
 
     Source: Rosenberg and Hirschberg 2007 for the measure; Muennighoff et al. 2022 (MTEB) for the k-means.
     """
-    from examples.evaluate.mteb_reader import scores_by_mteb
+    from examples.evaluate.parts.mteb_reader import scores_by_mteb
 
     columns = {"sentences": [subset.texts for subset in subsets], "labels": [subset.labels for subset in subsets]}
     scores = scores_by_mteb(reader, name, columns, prompt=prompt)

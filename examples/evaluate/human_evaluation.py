@@ -21,13 +21,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, raise_complaints, require_extra, start
-from examples.evaluate import options
-from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.driver import open_magnet, print_table
-from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_blanks, fill_all, fill_systems
-from examples.evaluate.human_scores import CONFIDENCE, RESAMPLES, answers_by_system, overall_agreement, score_systems
-from examples.evaluate.records import Record, RecordFile, conditions, identify, measured_records
-from examples.evaluate.stories import TITLES, read_stories, stories_source
+from examples.evaluate.parts import options
+from examples.evaluate.parts.annotation_form import make_form, read_answers, read_key, render_form
+from examples.evaluate.parts.driver import open_magnet, print_table
+from examples.evaluate.parts.fill_systems import BASE, MAGNET, SHOTS, draw_blanks, fill_all, fill_systems
+from examples.evaluate.parts.human_scores import (
+    CONFIDENCE,
+    RESAMPLES,
+    answers_by_system,
+    overall_agreement,
+    score_systems,
+)
+from examples.evaluate.parts.records import Record, RecordFile, conditions, identify, measured_records
+from examples.evaluate.parts.stories import TITLES, read_stories, stories_source
 from trainer.files import atomic_write
 
 SMOKE, PAPER = {"limit": 4, "shots": 2}, {"limit": 100, "shots": SHOTS}

@@ -4,10 +4,10 @@
     python examples/evaluate/infilling_perplexity.py --model MAGNET=DIR
     python examples/evaluate/infilling_perplexity.py --model "MAGNET, other suffix=DIR" --suffix other
 
-ROCStories: one sentence of five is removed, any of the five. WikiText: one to three spans of 8 to 32 tokens of blocks
-of joined paragraphs. A model reads both sides of a span, or with `--reading left` what is before it: as a causal
-model does, so that it is shown the removed tokens of earlier spans as well, which infilling is not. With
-`--suffix other` another text follows each span: what that costs is what the suffix is worth to the model.
+A random sentence of each story of ROCStories is removed, and one to three spans of 8 to 32 tokens of each block of
+WikiText. A model sees the text on both sides of a span. With `--reading left` it sees all tokens before the span,
+including removed ones. With `--suffix other`, another text follows each span; the increase in perplexity shows how
+much the model uses the text after a span.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import torch
 from datasets import Dataset
 
 from examples.command_line import raise_complaints, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
-from examples.evaluate.records import Record
-from examples.evaluate.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
-from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
-from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
+from examples.evaluate.parts.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
+from examples.evaluate.parts.records import Record
+from examples.evaluate.parts.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
+from examples.evaluate.parts.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
+from examples.evaluate.parts.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
 from trainer import texts_to_blocks

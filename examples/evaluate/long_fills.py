@@ -3,9 +3,9 @@
     python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE
     python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
 
-Spans of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
-after it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
-The fills are compared with what stood there, with nothing, and with what the judge writes from the left.
+Spans of 128 tokens of held-out texts are filled greedily and by sampling. Each fill is measured by its repetitions, by
+its perplexity under a causal model (`--judge`), and by the perplexity of the text after it given prefix and fill. The
+removed text, an empty fill, and a continuation by the judge are measured in the same way.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from examples.command_line import at_least, raise_complaints, start
-from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
-from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
-from examples.evaluate.prompted_infilling import PromptedInfiller
-from examples.evaluate.records import Record, identify
-from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
+from examples.evaluate.parts.driver import Measurement, Unit, open_magnet, run, unless_absent
+from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.records import Record, identify
+from examples.evaluate.parts.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.spans_magnet import continuation_ids, decode_fill
 from modeling_magnet.tokenization_magnet import text_ids

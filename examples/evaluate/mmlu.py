@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datasets import DatasetDict
 
 from examples.command_line import at_least, raise_complaints, require_extra, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
-from examples.evaluate.mmlu_data import (
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.parts.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,
     load_group,
@@ -34,8 +34,8 @@ from examples.evaluate.mmlu_data import (
     only_errors,
     read_questions,
 )
-from examples.evaluate.options import add_batch_size, add_limit, make_parser, model_complaints, parse
-from examples.evaluate.records import Record, RecordFile, identify
+from examples.evaluate.parts.options import add_batch_size, add_limit, make_parser, model_complaints, parse
+from examples.evaluate.parts.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
 

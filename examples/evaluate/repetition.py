@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from examples.command_line import raise_complaints, start
-from examples.evaluate import stories, wikitext
-from examples.evaluate.continuing import continue_texts
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import (
+from examples.evaluate.parts import stories, wikitext
+from examples.evaluate.parts.continuing import continue_texts
+from examples.evaluate.parts.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.parts.options import (
     add_batch_size,
     add_limit,
     add_max_new_tokens,
@@ -36,7 +36,7 @@ from examples.evaluate.options import (
     model_complaints,
     parse,
 )
-from examples.evaluate.records import Record
+from examples.evaluate.parts.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
 from trainer.metrics import repetition_n, repetition_sentences

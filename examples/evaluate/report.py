@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, named_items, raise_complaints, require_extra, start
-from examples.evaluate.options import add_results
+from examples.evaluate.parts.options import add_results
 from examples.evaluate.reporting.blocks import Page
 from examples.evaluate.reporting.cells import Results, read_results
 from examples.evaluate.reporting.html_page import render_html

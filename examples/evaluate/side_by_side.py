@@ -28,15 +28,15 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, raise_complaints, start
-from examples.evaluate import options
-from examples.evaluate.continuing import continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
-from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryBlank, draw_blanks, fill_systems
-from examples.evaluate.prompted_infilling import SolvedBlank
-from examples.evaluate.records import Record
+from examples.evaluate.parts import options
+from examples.evaluate.parts.continuing import continue_texts
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.parts.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryBlank, draw_blanks, fill_systems
+from examples.evaluate.parts.prompted_infilling import SolvedBlank
+from examples.evaluate.parts.records import Record
+from examples.evaluate.parts.stories import read_stories
+from examples.evaluate.parts.wikitext import read_text
 from examples.evaluate.repetition import draw, wikitext_beginnings
-from examples.evaluate.stories import read_stories
-from examples.evaluate.wikitext import read_text
 from trainer.files import parse_json
 
 SMOKE = {"limit": 2, "shots": 2, "continuation_tokens": 32}

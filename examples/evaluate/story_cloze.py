@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from examples.command_line import raise_complaints, require_extra, start
-from examples.evaluate.driver import Measurement, Unit, run
-from examples.evaluate.human_scores import mcnemar
-from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
-from examples.evaluate.prompted_infilling import PromptedInfiller
-from examples.evaluate.records import Record, digest_files
-from examples.evaluate.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
-from examples.evaluate.wikitext import find_file
+from examples.evaluate.parts.driver import Measurement, Unit, run
+from examples.evaluate.parts.human_scores import mcnemar
+from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.records import Record, digest_files
+from examples.evaluate.parts.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
+from examples.evaluate.parts.wikitext import find_file
 from modeling_magnet.families_magnet import open_without_weights
 
 FIFTH, THIRD = "fifth sentence", "third sentence"

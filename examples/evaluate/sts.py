@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datasets import load_dataset
 
 from examples.command_line import require_extra, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit
-from examples.evaluate.options import add_limit, make_parser, parse
-from examples.evaluate.reading_options import (
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.parts.options import add_limit, make_parser, parse
+from examples.evaluate.parts.reading_options import (
     add_reading_options,
     by_reading,
     data_complaints,
@@ -32,8 +32,8 @@ from examples.evaluate.reading_options import (
     reading_settings,
     run_readings,
 )
-from examples.evaluate.records import Record, digest_files
-from examples.evaluate.sentence_readers import SentenceReader
+from examples.evaluate.parts.records import Record, digest_files
+from examples.evaluate.parts.sentence_readers import SentenceReader
 from examples.files import data_file, open_text
 from modeling_magnet.pooling_magnet import similarity_pairs
 
@@ -119,7 +119,7 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
 
 def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPair], *, prompt: str) -> float:
     """Compute the same figure with `mteb.evaluate` on the same pairs, so that no network is needed."""
-    from examples.evaluate.mteb_reader import scores_by_mteb
+    from examples.evaluate.parts.mteb_reader import scores_by_mteb
 
     columns = {field: [getattr(pair, field) for pair in pairs] for field in StsPair._fields}
     return 100 * scores_by_mteb(reader, name, columns, prompt=prompt)["main_score"]

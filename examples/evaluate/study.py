@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, require_extra, start
 from examples.evaluate import report, training_curves
-from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
+from examples.evaluate.parts.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_curves import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
 
@@ -103,7 +103,7 @@ def evaluate(plan: Plan, *, results: Path) -> None:
         named = f"{run.name}={run.folder}"
         training_curves.main(["--runs", named, "--results", str(results), "--replica", str(run.replica)])
     commands = list(driver_commands(plan, results=results))
-    bar = tqdm(commands, desc="Asking", unit="command", file=sys.stderr)
+    bar = tqdm(commands, desc="Evaluating", unit="command", file=sys.stderr)
     for number, (driver, arguments) in enumerate(bar, start=1):
         print(f"\n[{number}/{len(commands)}] {driver}.py {shlex.join(arguments)}", flush=True)
         importlib.import_module(f"examples.evaluate.{driver}").main(arguments)
@@ -176,7 +176,7 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
 
 
 def _bases(plan: Plan, run: Run) -> list[Run]:
-    """Return the run that a run starts from (the same replica or the first); `None` for the base model."""
+    """Return the run that a run starts from, in a list: the same replica, or the first; empty for the base model."""
     runs = plan.replicas(run.base)
     return [base for base in runs if base.replica == run.replica] or runs[:1]
 
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=STAGES, help="only this stage")
     parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
-    parser.add_argument("--title", help="of the page, instead of the plan's")
+    parser.add_argument("--title", help="title of the page, instead of the plan's")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
     )

@@ -16,11 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, named_items, raise_complaints, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import add_limit, complaints_of, make_parser, model_complaints, parse
-from examples.evaluate.records import Record
-from examples.evaluate.span_rows import SpanRow, span_logprobs
-from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
+from examples.evaluate.parts.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
+from examples.evaluate.parts.records import Record
+from examples.evaluate.parts.span_rows import SpanRow, span_logprobs
+from examples.evaluate.parts.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import bos_ids, context_length, text_ids
 from trainer import load_texts

@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, named_items, raise_complaints, start
-from examples.evaluate.options import add_replica, add_results
-from examples.evaluate.records import Record, RecordFile, measured_records
+from examples.evaluate.parts.options import add_replica, add_results
+from examples.evaluate.parts.records import Record, RecordFile, measured_records
 from trainer.files import parse_json
 
 REPORT = "adapt.json"

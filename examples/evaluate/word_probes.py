@@ -25,12 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from examples.command_line import at_least, raise_complaints, require_extra, start
-from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
-from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
-from examples.evaluate.options import add_batch_size, make_parser, model_complaints, parse
-from examples.evaluate.records import Record, digest_files
-from examples.evaluate.word_readers import READINGS, SHIFTS, WordStates, open_reader, reading_of, tabulate
+from examples.evaluate.parts.conll import (
+    HUB_ID,
+    TASKS,
+    TaggedSentence,
+    missing_files,
+    read_conll,
+    split_file,
+    split_to_test,
+)
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit, print_table, run
+from examples.evaluate.parts.linear_probe import ProbeSettings, predict, train_probe
+from examples.evaluate.parts.options import add_batch_size, make_parser, model_complaints, parse
+from examples.evaluate.parts.records import Record, digest_files
+from examples.evaluate.parts.word_readers import READINGS, SHIFTS, WordStates, open_reader, reading_of, tabulate
 from modeling_magnet.words_magnet import Shift
 
 PAPER = {
@@ -150,7 +158,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     parser.add_argument(
         "--shift",
         choices=get_args(Shift),
-        help="of decoders: a token is the output before it, or its own; by default own only with `--reading causal`",
+        help="for decoders: a token is the output before it, or its own; by default own only with `--reading causal`",
     )
     parser.add_argument("--steps", type=at_least(), help="updates of a probe")
     add_batch_size(parser, "sentences of an update", default=None)

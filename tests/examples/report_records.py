@@ -1,6 +1,6 @@
 """Make records for the tests of the report. Their figures are invented and must not leave the tests."""
 
-from examples.evaluate.records import Record, RecordFile
+from examples.evaluate.parts.records import Record, RecordFile
 
 TIME = "2026-11-21T12:00:00+00:00"
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")

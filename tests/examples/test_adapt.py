@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCa
 from examples import adapt
 from examples.adapt import parse_arguments
 from examples.command_line import start
-from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
+from modeling_magnet.configuration_magnet import PAPER_PROMPTS
 
 from ..trainer.tiny_t5 import save_tiny_t5
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.fill_systems import StoryBlank
+from examples.evaluate.parts.annotation_form import make_form, read_answers, read_key, render_form
+from examples.evaluate.parts.fill_systems import StoryBlank
 
 from .html_page import ParsedPage
 

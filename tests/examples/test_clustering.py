@@ -9,7 +9,7 @@ import pytest
 
 from examples.evaluate import clustering
 from examples.evaluate.clustering import read_file, subsets_of
-from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
+from modeling_magnet.configuration_magnet import PAPER_PROMPTS
 
 TOPICS = {
     "animals": ["The cat sat down.", "A dog barked at it.", "The cat and the dog.", "Dogs and a cat."],

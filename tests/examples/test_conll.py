@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from seqeval.metrics.sequence_labeling import get_entities
 
-from examples.evaluate.conll import read_conll, read_lines, sentences_of, to_iob2
+from examples.evaluate.parts.conll import read_conll, read_lines, sentences_of, to_iob2
 
 LINES = """-DOCSTART- -X- O O
 

@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlamaForCausalLM
 
-from examples.evaluate.continuing import continue_texts
+from examples.evaluate.parts.continuing import continue_texts
 
 TEXTS = ["She ate the apple", "The", "Given the sentence, find its representation: there was"]
 NEW = 12

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from examples.evaluate import driver, options
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit
-from examples.evaluate.records import Record, RecordFile, identify, newest
+from examples.evaluate.parts import driver, options
+from examples.evaluate.parts.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.parts.records import Record, RecordFile, identify, newest
 
 
 def parse(*arguments, smoke=None, paper=None):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from examples.evaluate.fill_systems import FillSystem, draw_blanks, fill_systems, first_sentence
-from examples.evaluate.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.fill_systems import FillSystem, draw_blanks, fill_systems, first_sentence
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
 
 STORIES = [[f"Story {n} {word}." for word in ("begins", "goes on", "turns", "slows", "ends")] for n in range(12)]
 

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("sklearn", reason="an optional extra: pip install .[eval]")
 
-from examples.evaluate.fill_systems import FillSystem
 from examples.evaluate.human_evaluation import main
-from examples.evaluate.records import RecordFile, identify
+from examples.evaluate.parts.fill_systems import FillSystem
+from examples.evaluate.parts.records import RecordFile, identify
 
 from .evaluation_files import write_rocstories
 

@@ -10,9 +10,9 @@ pytest.importorskip("sklearn", reason="an optional extra: pip install .[eval]")
 
 from scipy.stats import binomtest
 
-from examples.evaluate.annotation_form import make_form
-from examples.evaluate.fill_systems import StoryBlank
-from examples.evaluate.human_scores import (
+from examples.evaluate.parts.annotation_form import make_form
+from examples.evaluate.parts.fill_systems import StoryBlank
+from examples.evaluate.parts.human_scores import (
     agreement,
     answers_by_system,
     overall_agreement,

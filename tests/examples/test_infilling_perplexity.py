@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from examples.evaluate.infilling_perplexity import main, make_story_rows, make_wikitext_rows
-from examples.evaluate.span_rows import story_row
-from examples.evaluate.stories import derange, read_stories
-from examples.evaluate.wikitext import read_wikitext
+from examples.evaluate.parts.span_rows import story_row
+from examples.evaluate.parts.stories import derange, read_stories
+from examples.evaluate.parts.wikitext import read_wikitext
 
 from .evaluation_files import write_all
 

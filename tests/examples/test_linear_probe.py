@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.evaluate.linear_probe import ProbeSettings, train_probe
+from examples.evaluate.parts.linear_probe import ProbeSettings, train_probe
 
 
 def make_words(number=60, *, hidden=6, num_labels=3, noise=1.0, seed=0):

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from examples.evaluate import long_fills
 from examples.evaluate.long_fills import CONTINUATION_TOKENS, HeldOutSpan, continuation_perplexity, draw_spans
-from examples.evaluate.prompted_infilling import PromptedInfiller
-from examples.evaluate.records import RecordFile
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import continuation_ids
 from trainer.metrics import repetition_n

@@ -10,7 +10,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from examples.evaluate import mmlu
-from examples.evaluate.mmlu_data import GROUPS, load_group, read_questions, task_configs, task_manager
+from examples.evaluate.parts.mmlu_data import GROUPS, load_group, read_questions, task_configs, task_manager
 from modeling_magnet import MagnetLlamaForCausalLM
 from tests.adapters import add_lora
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from examples.evaluate.prompted_infilling import PROMPTS, PromptedInfiller, SolvedBlank
+from examples.evaluate.parts.prompted_infilling import PROMPTS, PromptedInfiller, SolvedBlank
 from modeling_magnet import MagnetLlamaForCausalLM
 
 PREFIX, SUFFIX = "Tom fell. It hurt.", " He cried. Mom came."

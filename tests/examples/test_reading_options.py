@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import BertConfig
 
-from examples.evaluate.options import make_parser, parse
-from examples.evaluate.reading_options import add_reading_options, by_reading, default_reading
+from examples.evaluate.parts.options import make_parser, parse
+from examples.evaluate.parts.reading_options import add_reading_options, by_reading, default_reading
 
 
 def groups(*arguments, tasks=("STS",)):

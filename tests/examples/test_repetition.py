@@ -3,8 +3,8 @@
 import pytest
 
 from examples.evaluate import repetition
-from examples.evaluate.continuing import Continuation
-from examples.evaluate.records import RecordFile
+from examples.evaluate.parts.continuing import Continuation
+from examples.evaluate.parts.records import RecordFile
 
 from .evaluation_files import write_rocstories, write_wikitext
 

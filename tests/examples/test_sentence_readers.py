@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertModel, LlamaForCausalLM
 
-from examples.evaluate.sentence_readers import (
+from examples.evaluate.parts.sentence_readers import (
     CausalReader,
     EchoReader,
     MagnetReader,

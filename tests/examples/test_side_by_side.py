@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from examples.evaluate.continuing import continue_texts
-from examples.evaluate.fill_systems import fill_systems, first_sentence
-from examples.evaluate.prompted_infilling import PromptedInfiller
-from examples.evaluate.records import RecordFile
+from examples.evaluate.parts.continuing import continue_texts
+from examples.evaluate.parts.fill_systems import fill_systems, first_sentence
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.records import RecordFile
 from examples.evaluate.side_by_side import main
 from modeling_magnet import AutoMagnetForCausalLM
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate.prompted_infilling import PromptedInfiller
-from examples.evaluate.span_rows import SpanRow, block_rows, span_logprobs, story_row
+from examples.evaluate.parts.prompted_infilling import PromptedInfiller
+from examples.evaluate.parts.span_rows import SpanRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
 

@@ -6,8 +6,8 @@ import lzma
 
 import pytest
 
-from examples.evaluate import stories
-from examples.evaluate.stories import derange, read_stories, read_story_cloze, stories_source
+from examples.evaluate.parts import stories
+from examples.evaluate.parts.stories import derange, read_stories, read_story_cloze, stories_source
 
 from .evaluation_files import write_rocstories, write_story_cloze
 

@@ -3,7 +3,7 @@
 import pytest
 
 from examples.evaluate import story_cloze
-from examples.evaluate.stories import read_story_cloze
+from examples.evaluate.parts.stories import read_story_cloze
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .evaluation_files import write_story_cloze

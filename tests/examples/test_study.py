@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from examples.evaluate import study
-from examples.evaluate.study_plan import read_plan
+from examples.evaluate.parts.study_plan import read_plan
 
 from ..conftest import REPOSITORY
 from .tiny_run import save_plain_llama, tiny_options

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from examples.evaluate.parts.wikitext import read_wikitext
 from examples.evaluate.text_perplexity import main, make_windows
-from examples.evaluate.wikitext import read_wikitext
 
 from .evaluation_files import write_wikitext
 

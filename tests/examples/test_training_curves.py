@@ -7,7 +7,7 @@ import torch
 
 from examples import adapt
 from examples.evaluate import training_curves
-from examples.evaluate.records import RecordFile
+from examples.evaluate.parts.records import RecordFile
 from examples.evaluate.training_curves import models_by_step
 from modeling_magnet import AutoMagnetForCausalLM
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from examples.evaluate import wikitext
-from examples.evaluate.wikitext import detokenize, read_wikitext, wikitext_source
+from examples.evaluate.parts import wikitext
+from examples.evaluate.parts.wikitext import detokenize, read_wikitext, wikitext_source
 
 from .evaluation_files import write_wikitext
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from examples.evaluate.word_readers import encoder_tokens, reading_of, tabulate
+from examples.evaluate.parts.word_readers import encoder_tokens, reading_of, tabulate
 
 from .tiny_encoder import make_bert, make_wordpiece, make_xlnet, save_bert
 

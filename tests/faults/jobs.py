@@ -17,7 +17,7 @@ import torch
 
 from examples import adapt
 from examples.evaluate import text_perplexity
-from examples.evaluate.records import read_records
+from examples.evaluate.parts.records import read_records
 from modeling_magnet import AutoMagnetForCausalLM
 from tests.byte_tokenizer import byte_tokenizer
 from tests.examples.evaluation_files import write_wikitext

@@ -26,16 +26,16 @@ from peft import LoraConfig
 
 from examples.adapt import parse_arguments
 from examples.corpus.reading import open_corpus
-from examples.evaluate.annotation_form import read_answers, read_key
 from examples.evaluate.clustering import CLUSTERING_SETS
-from examples.evaluate.conll import read_conll
-from examples.evaluate.records import Record, read_records
+from examples.evaluate.parts.annotation_form import read_answers, read_key
+from examples.evaluate.parts.conll import read_conll
+from examples.evaluate.parts.records import Record, read_records
+from examples.evaluate.parts.stories import FILE_NAMES, SENTENCES, read_stories
+from examples.evaluate.parts.study_plan import read_plan
+from examples.evaluate.parts.wikitext import FILE_NAME, read_wikitext
 from examples.evaluate.side_by_side import read_own
-from examples.evaluate.stories import FILE_NAMES, SENTENCES, read_stories
 from examples.evaluate.sts import STS_SETS, read_sts
-from examples.evaluate.study_plan import read_plan
 from examples.evaluate.training_curves import read_report
-from examples.evaluate.wikitext import FILE_NAME, read_wikitext
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from tests.trainer.tiny import tiny_model, tiny_tokenizer
 from trainer import dropout_pairs, load_pairs, load_texts, texts_to_blocks

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.pooling_magnet import (
     POOLINGS,
     PRECISIONS,
@@ -16,7 +17,6 @@ from modeling_magnet.pooling_magnet import (
     similarity_matrix,
     similarity_pairs,
 )
-from modeling_magnet.tokenization_magnet import pad_token_rows
 
 
 def by_loop(states, mask, *, pooling, prompt_length):

@@ -26,7 +26,7 @@ def make_spans(lengths, **fields):
 
 
 def make_chooser(spans, *, barred=(), **knobs):
-    return TokenChooser(GenerationConfig(**knobs), spans=spans, barred_ids=barred)
+    return TokenChooser(GenerationConfig(**knobs), spans=spans, excluded_ids=barred)
 
 
 def test_greedy_takes_the_most_likely_token_that_is_not_barred():
@@ -56,7 +56,7 @@ def test_a_choice_is_impossible_if_all_tokens_are_barred():
 def test_a_greedy_span_ends_at_the_median_of_its_length():
     """With probabilities of 0.4, 0.15 and 0.05 to end at a step, a span continues with 0.6, 0.51 and 0.4845."""
     spans = make_spans([9])
-    chooser = TokenChooser(GenerationConfig(), spans=spans, barred_ids=[2], end_of_span_id=1)
+    chooser = TokenChooser(GenerationConfig(), spans=spans, excluded_ids=[2], end_of_span_id=1)
     chances = (0.99, 0.4, 0.15, 0.05)
     tokens = []
     for index, chance in enumerate(chances):
@@ -71,7 +71,8 @@ def test_a_greedy_span_ends_at_the_median_of_its_length():
 def test_a_sampled_span_ends_when_the_end_token_is_drawn():
     torch.manual_seed(0)
     spans = make_spans([4] * 3000)
-    chooser = TokenChooser(GenerationConfig(do_sample=True, top_k=0), spans=spans, barred_ids=[1, 2], end_of_span_id=1)
+    config = GenerationConfig(do_sample=True, top_k=0)
+    chooser = TokenChooser(config, spans=spans, excluded_ids=[1, 2], end_of_span_id=1)
     for index, expected in ((0, 0.0), (1, 0.4 / 0.7)):
         tokens = chooser.choose(LOGITS.expand(3000, -1), spans, indices=[index] * 3000).tokens
         assert (tokens == 1).float().mean() == pytest.approx(expected, abs=0.03)
@@ -115,7 +116,7 @@ def test_processors_receive_the_input_ids_of_generate():
         return scores
 
     chooser = TokenChooser(
-        GenerationConfig(), spans=spans, barred_ids=[0, 1], processors=LogitsProcessorList([forbid_two])
+        GenerationConfig(), spans=spans, excluded_ids=[0, 1], processors=LogitsProcessorList([forbid_two])
     )
     assert left_contexts(spans, pad_token_id=0).tolist() == [[4, 2, 1], [0, 0, 3]]
     assert chooser.choose(LOGITS.expand(2, -1), spans, indices=[1, 0]).tokens.tolist() == [3, 3]

@@ -61,13 +61,13 @@ def test_allowed_bytes_equal_those_of_an_incremental_decoder(model):
     for length in (1, 2, 3, 4, 6):
         for start in {start for start in written if len(start) < length and keeps_characters(start, length)}:
             spans = [Span(blank=0, before=[], length=length, number=0)]
-            rule = CharacterRule(byte_tokens(model.tokenizer, 10**6), spans=spans, barred_ids=[])
+            rule = CharacterRule(byte_tokens(model.tokenizer, 10**6), spans=spans, excluded_ids=[])
             scores = torch.zeros(1, model.config.vocab_size)
             for index, byte in enumerate(start):
-                rule.bar(scores, spans, indices=[index])
+                rule.exclude(scores, spans, indices=[index])
                 rule.advance(torch.tensor([ids[byte]]), spans)
             scores.zero_()
-            rule.bar(scores, spans, indices=[len(start)])
+            rule.exclude(scores, spans, indices=[len(start)])
             remaining = length - len(start) - 1
             expected = [keeps_characters(start + bytes([byte]), remaining) for byte in range(256)]
             assert (scores[0, ids] == 0).tolist() == expected, (start, length)

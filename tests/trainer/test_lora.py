@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from trainer.contrastive_head import attach_contrastive_head
-from trainer.fused_adapters import AdaptedLinear, adapter_layers, adapters_under_autocast, can_be_fused
+from trainer.fused_adapters import AdaptedLinear, adapters_under_autocast, can_be_fused, casting_layers
 from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_trainer
@@ -70,7 +70,7 @@ def adapted_layer(size_in=12, size_out=20, *, bias=False, dtype=torch.float32, *
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight)
-    (layer,) = adapter_layers(model)
+    (layer,) = casting_layers(model)
     return layer
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from trainer.fused_adapters import adapter_layers
+from trainer.fused_adapters import casting_layers
 from trainer.lora import LoraArguments, apply_lora
 from trainer.objectives import contrastive_embeddings
 
@@ -175,7 +175,7 @@ def test_the_contrastive_forward_does_not_run_while_its_weight_is_0(tmp_path):
     assert steps == [4, 5]
 
 
-def test_without_contrastive_phase_no_head_or_pairs(tmp_path, caplog):
+def test_without_contrastive_phase_no_head_or_pairs(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
     trainer.train()
     assert not [name for name, _ in trainer.model.named_parameters() if "sscl_head" in name]
@@ -284,7 +284,7 @@ def test_adapters_in_half_precision_keep_no_copies_of_their_inputs(tmp_path):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             trainer.train()
         found.append((keep.steps[0], sum(kept.values())))
-        assert all(layer.cast_input_dtype_enabled for layer in adapter_layers(model))
+        assert all(layer.cast_input_dtype_enabled for layer in casting_layers(model))
     (gradients, held), (expected, more) = found
     assert gradients.keys() == expected.keys()
     for name, value in expected.items():

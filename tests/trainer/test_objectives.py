@@ -88,7 +88,7 @@ def looped_info_nce(
     return total / len(anchors)
 
 
-# --- Token losses ----------------------------------------------------------------------------------------------------
+# ---- Token losses ----
 
 
 @pytest.mark.parametrize("num_items", [4, 2.5, torch.tensor(9)], ids=["int", "float", "tensor"])
@@ -108,7 +108,7 @@ def test_no_label_gives_zero_that_can_be_back_propagated(num_items, shape):
     assert gradient.shape == losses.shape and gradient.isfinite().all()
 
 
-# --- SSCL ------------------------------------------------------------------------------------------------------------
+# ---- SSCL ----
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

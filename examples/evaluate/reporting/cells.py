@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from examples.evaluate.records import Record, newest, read_records
+from examples.evaluate.parts.records import Record, newest, read_records
 
 # The reading of a model makes a row of its own, not a difference in settings.
 READINGS = ("reading", "mode")

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from examples.evaluate.records import Record
+from examples.evaluate.parts.records import Record
 from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text
 from examples.evaluate.reporting.cells import Cells, Results, Value, reading_of
 from examples.evaluate.reporting.claims import RULE, Claim, judge_claims

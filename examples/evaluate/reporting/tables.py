@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from examples.evaluate.records import Record
+from examples.evaluate.parts.records import Record
 from examples.evaluate.reporting.cells import Cells, Value, list_counts, list_settings, settings_warnings
 from examples.evaluate.reporting.paper_values import Column, PaperTable
 

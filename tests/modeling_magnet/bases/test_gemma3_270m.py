@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from examples import models
 from examples.corpus.encoding import inspect_model
 from examples.encode_corpus import parse_arguments
-from examples.evaluate.records import identify
+from examples.evaluate.parts.records import identify
 from examples.models import is_here, not_adapted, open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.bases import gemma3_270m, gguf, locate

@@ -60,7 +60,7 @@ def add_replica(parser: argparse.ArgumentParser) -> None:
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add `--seed`."""
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of all draws of the measurement")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all draws of the measurement")
 
 
 def add_limit(parser: argparse.ArgumentParser, what: str, *, minimum: int = 1) -> None:

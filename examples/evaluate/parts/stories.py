@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from examples.evaluate.wikitext import detokenize, find_file, read_text
+from examples.evaluate.parts.wikitext import detokenize, find_file, read_text
 from trainer.metrics import split_sentences
 from trainer.sources import read_source
 

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tqdm import tqdm
 
+from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids
-from modeling_magnet.tokenization_magnet import bos_ids, pad_token_rows, plan_batches
+from modeling_magnet.tokenization_magnet import bos_ids
 from trainer.corruption import sample_spans
 from trainer.samplers import row_generator
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.evaluate.fill_systems import StoryBlank
+from examples.evaluate.parts.fill_systems import StoryBlank
 from trainer.files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.command_line import raise_complaints
-from examples.evaluate.prompted_infilling import (
+from examples.evaluate.parts.prompted_infilling import (
     FEW_SHOT_FAMILIES,
     PROMPT_FAMILIES,
     PromptedInfiller,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.evaluate.fill_systems import MAGNET
+from examples.evaluate.parts.fill_systems import MAGNET
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from examples.command_line import raise_complaints, require_extra
-from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
-from examples.evaluate.records import Record
-from examples.evaluate.sentence_readers import (
+from examples.evaluate.parts.driver import NotAvailableError, Unit, open_magnet, print_table, run
+from examples.evaluate.parts.records import Record
+from examples.evaluate.parts.sentence_readers import (
     ECHO_TEMPLATE,
     PLAIN_ECHO_TEMPLATE,
     POOLINGS,

@@ -12,7 +12,7 @@ from datasets import Dataset
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from examples.evaluate.sentence_readers import SentenceReader
+from examples.evaluate.parts.sentence_readers import SentenceReader
 
 
 class ReaderEncoder(AbsEncoder):

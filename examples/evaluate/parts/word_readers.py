@@ -10,11 +10,11 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from examples.evaluate.driver import open_magnet
+from examples.evaluate.parts.driver import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.batching_magnet import ReadingMode, token_budget
+from modeling_magnet.batching_magnet import ReadingMode, plan_batches, token_budget
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.tokenization_magnet import context_length, plan_batches
+from modeling_magnet.tokenization_magnet import context_length
 from modeling_magnet.words_magnet import OffsetVectors, Shift, owners_of_tokens
 
 READINGS = (*get_args(ReadingMode), "encoder")

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.files import parse_json
 from trainer.loss_phases import MAX_STEPS, parse_phases
 
-DRIVERS = Path(__file__).parent
+DRIVERS = Path(__file__).parents[1]
 KEYS = {"title", "base", "data", "training", "runs", "calls", "presets"}
 BASE = "base"
 # Suffix of a run that selects its last checkpoint, which is only the adapter, instead of the merged result.

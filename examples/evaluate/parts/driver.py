@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from examples import models
 from examples.command_line import raise_complaints
-from examples.evaluate.options import model_complaints
-from examples.evaluate.records import Record, RecordFile, conditions, identify, measured_records
+from examples.evaluate.parts.options import model_complaints
+from examples.evaluate.parts.records import Record, RecordFile, conditions, identify, measured_records
 
 T = TypeVar("T")
 
@@ -77,10 +77,10 @@ def run(
     The last record of each cell in the file is then the requested one.
     """
     file = RecordFile(args.results, table)
-    on_record = file.read()
-    known = {} if args.again else measured_records(on_record)
-    reasons = {record.measurement_key: record.unavailable for record in on_record}
-    last = {record.cell_key: record for record in on_record}
+    recorded = file.read()
+    known = {} if args.again else measured_records(recorded)
+    reasons = {record.measurement_key: record.unavailable for record in recorded}
+    last = {record.cell_key: record for record in recorded}
     identities: dict[str, dict[str, str | None]] = {}
     raise_complaints(model_complaints(args.model, lambda path: identities.setdefault(path, identify(path))))
     records = []
@@ -88,20 +88,20 @@ def run(
         shared = {"table": table, "system": name, "model": identities[path]}
         shared |= {key: getattr(args, key) for key in ("seed", "replica", "step")}
         preset = {"dtype": args.dtype, "preset": args.preset}
-        asked = [Record(**shared, unit=unit.name, settings={**unit.settings, **preset}) for unit in units]
-        model = open_model(path, args) if any(record.measurement_key not in known for record in asked) else None
-        bar = tqdm(zip(units, asked, strict=True), total=len(units), desc=f"{table}: {name}", unit="cell")
+        requested = [Record(**shared, unit=unit.name, settings={**unit.settings, **preset}) for unit in units]
+        model = open_model(path, args) if any(record.measurement_key not in known for record in requested) else None
+        bar = tqdm(zip(units, requested, strict=True), total=len(units), desc=f"{table}: {name}", unit="cell")
         for unit, record in bar:
             bar.set_postfix_str(unit.name)
             if record.measurement_key in known:
                 record = known[record.measurement_key]
                 # A later record with other settings may have replaced this cell.
                 shown = last[record.cell_key]
-                is_news = shown.measurement_key != record.measurement_key or shown.unavailable is not None
+                is_new = shown.measurement_key != record.measurement_key or shown.unavailable is not None
             else:
                 record = _measured(unit, record, model, device=args.device)
-                is_news = record.unavailable is None or record.unavailable != reasons.get(record.measurement_key)
-            if is_news:
+                is_new = record.unavailable is None or record.unavailable != reasons.get(record.measurement_key)
+            if is_new:
                 file.append(record)
             records.append(record)
         model = None  # so that two models are never in memory together
@@ -110,14 +110,14 @@ def run(
     return records
 
 
-def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
+def _measured(unit: Unit, requested: Record, model: Any, *, device: str) -> Record:
     """Measure one cell."""
     started = time.perf_counter()
     try:
         outcome: dict[str, Any] = vars(unit.measure(model))
     except NotAvailableError as error:
         outcome = {"unavailable": str(error)}
-    return replace(asked, **outcome, **conditions(device), seconds=round(time.perf_counter() - started, 3))
+    return replace(requested, **outcome, **conditions(device), seconds=round(time.perf_counter() - started, 3))
 
 
 def print_table(records: Sequence[Record]) -> None:
