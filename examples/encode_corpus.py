@@ -31,8 +31,8 @@ from examples.corpus.encoding import ModelFacts, complaints_about, inspect_model
 from examples.corpus.reading import Corpus, describe_files, open_corpus
 from examples.corpus.workers import encode_chunks
 from examples.corpus.writing import SUFFIXES, WorkFolder, merge_parts
+from modeling_magnet.configuration_magnet import POOLINGS
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
-from modeling_magnet.pooling_magnet import POOLINGS
 from trainer.files import write_json
 
 MAX_PRINTED_COMPLAINTS = 20

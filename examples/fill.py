@@ -12,9 +12,8 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 # Busy-waiting threads slow a tiny model down many times if other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_device, add_model, at_least, start
-from examples.demo.infill import Filled, fill_text
+from examples.demo.infill import fill_from_left
 from examples.models import not_adapted
 from examples.toy.model import describe_model, open_model
+from modeling_magnet import Fill
+from modeling_magnet.spans_magnet import split_at_marks
 
 # Below this, one digit after the point would print "0.0 %".
 SMALLEST_PERCENT = 0.05
@@ -51,10 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Filling with {describe_model(model, named=args.model)}.")
     if args.model is not None and (note := not_adapted(args.model, gguf_file=args.gguf_file)):
         print(note)
+    options = {"num_return_sequences": args.num_return_sequences, "max_new_tokens": args.max_new_tokens}
+    if args.max_new_tokens is None:
+        options["num_tokens"] = "auto"
     failed = 0
     for text in given_texts(args.text):
         try:
-            print("\n" + render(fill_text(model, text, length=args.max_new_tokens, answers=args.num_return_sequences)))
+            blanks = model.infill_blanks(text, **options, return_dict_in_generate=True).fills[0]
+            parts = split_at_marks(text, "[blank]", name="text")
+            from_left = fill_from_left(model, parts, [len(answers[0].token_ids) for answers in blanks])
+            print("\n" + render(parts, blanks, from_left))
         except ValueError as error:  # a later text may be valid
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -75,47 +82,45 @@ def given_texts(text: str | None) -> Iterator[str]:
             yield line
 
 
-def render(filled: Filled) -> str:
-    """Render the text as filled from both sides and from the left only, and all candidates for each blank.
+def render(parts: Sequence[str], blanks: Sequence[Sequence[Fill]], from_left: Sequence[Fill] | None) -> str:
+    """Render the text as filled from both sides and from the left only, and all answers to each blank.
 
     Example:
-        >>> fill = {"text": "stayed", "logprob": -0.5, "mean_logprob": -0.5}
-        >>> print(render(Filled(["She ", " dry."], [[fill]], from_left=None)))
+        >>> print(render(["She ", " dry."], [[Fill("stayed", [7], [-0.5])]], from_left=None))
         from both sides:     She <stayed> dry.
         blank 1:  60.7 %  stayed
     """
-    lines = [f"from both sides:     {_in_place(filled.pieces, [answers[0] for answers in filled.fills])}"]
-    if filled.from_left is not None:
-        lines.append(f"from the left only:  {_in_place(filled.pieces, filled.from_left)}")
-    for number, answers in enumerate(filled.fills, start=1):
+    lines = [f"from both sides:     {_in_place(parts, [answers[0] for answers in blanks])}"]
+    if from_left is not None:
+        lines.append(f"from the left only:  {_in_place(parts, from_left)}")
+    for number, answers in enumerate(blanks, start=1):
         for answer in answers:
-            lines.append(f"blank {number}: {how_likely(answer)}  {_on_one_line(answer['text'])}")
+            lines.append(f"blank {number}: {how_likely(answer)}  {_on_one_line(answer.text)}")
     return "\n".join(lines)
 
 
-def how_likely(answer: dict[str, Any]) -> str:
+def how_likely(answer: Fill) -> str:
     """Format the probability of a fill; if many tokens make it tiny, add the geometric mean per token.
 
     Example:
-        >>> how_likely({"logprob": -0.5, "mean_logprob": -0.5}), how_likely({"logprob": -20.0, "mean_logprob": -2.0})
+        >>> how_likely(Fill("a", [7], [-0.5])), how_likely(Fill("a", [7] * 10, [-2.0] * 10))
         (' 60.7 %', '2.1e-07 %, 13.5 % a token')
     """
-    percent = 100 * math.exp(answer["logprob"])
+    percent = 100 * math.exp(answer.logprob)
     if percent >= SMALLEST_PERCENT:
         return f"{percent:5.1f} %"
     shown = f"{percent:.2g} %" if percent else "below 1e-300 %"
-    each = 100 * math.exp(answer["mean_logprob"])
+    each = 100 * math.exp(answer.mean_logprob)
     return f"{shown}, {each:.1f} % a token" if each >= SMALLEST_PERCENT else shown
 
 
-def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:
+def _in_place(parts: Sequence[str], fills: Sequence[Fill]) -> str:
     """Return the text with its fills in angle brackets."""
-    parts = [pieces[0]]
-    for fill, piece in zip(fills, pieces[1:], strict=True):
-        text = fill["text"]
-        space = " " if text.startswith(" ") else ""
-        parts += [f"{space}<{_on_one_line(text)}>", piece]
-    return "".join(parts)
+    shown = parts[0]
+    for fill, part in zip(fills, parts[1:], strict=True):
+        space = " " if fill.text.startswith(" ") else ""
+        shown += f"{space}<{_on_one_line(fill.text)}>{part}"
+    return shown
 
 
 def _on_one_line(text: str) -> str:

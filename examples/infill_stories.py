@@ -108,10 +108,10 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
         ]
     rows = []
     for number, (text, blanks) in enumerate(zip(texts, output.fills, strict=True)):
-        pieces = split_at_marks(text, args.blank, name="text")
+        parts = split_at_marks(text, args.blank, name="text")
         fills = [[describe(model, fill) for fill in answers] for answers in blanks]
-        filled = pieces[0] + "".join(best.text + piece for (best, *_), piece in zip(blanks, pieces[1:], strict=True))
-        rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
+        filled = parts[0] + "".join(best.text + after for (best, *_), after in zip(blanks, parts[1:], strict=True))
+        rows.append({"row": first + number, "pieces": parts, "fills": fills, "filled": filled})
     return rows
 
 

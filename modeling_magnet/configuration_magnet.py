@@ -3,13 +3,16 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from .pooling_magnet import POOLINGS, SIMILARITIES, Pooling, Similarity
 from .tokenization_magnet import check_text
 
 AttentionMode = Literal["causal", "bidirectional", "infill"]
 MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
+Pooling = Literal["last", "mean", "weighted_mean"]
+POOLINGS = get_args(Pooling)
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+SIMILARITIES = get_args(Similarity)
 CONTRASTIVE_HEADS = (None, "tanh")
 DEFAULT_PROMPT = "Given the sentence, find its representation: "
 

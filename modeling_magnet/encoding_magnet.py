@@ -23,17 +23,10 @@ from .batching_magnet import (
     probe_attention,
     token_budget,
 )
-from .configuration_magnet import MagnetSettings
-from .pooling_magnet import (
-    POOLINGS,
-    PRECISIONS,
-    Pooling,
-    Precision,
-    check_choice,
-    quantize_embeddings,
-    sentence_vectors,
-)
+from .configuration_magnet import POOLINGS, MagnetSettings, Pooling
+from .pooling_magnet import PRECISIONS, Precision, quantize_embeddings, sentence_vectors
 from .tokenization_magnet import (
+    check_choice,
     check_prompt_fits,
     check_texts,
     check_whole_number,

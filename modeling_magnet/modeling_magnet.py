@@ -25,7 +25,7 @@ from .adapters_magnet import (
 )
 from .attention_magnet import DEFAULT_ATTENTION, call_decoder
 from .checkpoint_magnet import load_model, publishing, save_model
-from .configuration_magnet import AttentionMode, MagnetSettings, make_causal
+from .configuration_magnet import AttentionMode, MagnetSettings, Similarity, make_causal
 from .encoding_magnet import encode as _encode
 from .encoding_magnet import encode_as
 from .encoding_magnet import preprocess as _preprocess
@@ -35,7 +35,7 @@ from .infilling_magnet import infill_blanks as _infill_blanks
 from .infilling_magnet import rewrite as _rewrite
 from .losses_magnet import check_labels_are_hidden, soft_cap, token_losses
 from .masking_magnet import mask_of_call
-from .pooling_magnet import HEAD_NAME, ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
+from .pooling_magnet import HEAD_NAME, ContrastiveHead, similarity_matrix, similarity_pairs
 from .scoring_magnet import score_infill as _score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
 from .tokenization_magnet import (

@@ -3,7 +3,6 @@
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,20 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .configuration_magnet import POOLINGS, SIMILARITIES, Pooling, Similarity
 from .sources_magnet import HEAD_WEIGHTS, CheckpointError, ModelSource
+from .tokenization_magnet import check_choice
 
-Pooling = Literal["last", "mean", "weighted_mean"]
-POOLINGS = get_args(Pooling)
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
-SIMILARITIES = get_args(Similarity)
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS = get_args(Precision)
-
-
-def check_choice(value: Any, choices: Sequence[Any], *, name: str) -> None:
-    """Raise unless a value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r:.60}; expected one of {list(choices)}.")
 
 
 def pool_states(

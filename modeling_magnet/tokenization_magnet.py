@@ -248,6 +248,12 @@ def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ma
     return max_length
 
 
+def check_choice(value: Any, choices: Sequence[Any], *, name: str) -> None:
+    """Raise unless a value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r:.60}; expected one of {list(choices)}.")
+
+
 def check_whole_number(value: Any, *, name: str, minimum: int, maximum: int | None = None) -> None:
     """Raise unless a value is a whole number from `minimum` to `maximum`; `True` and `False` are not numbers here."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)

@@ -20,9 +20,9 @@ from .batching_magnet import (
     probe_attention,
     token_budget,
 )
-from .pooling_magnet import check_choice
 from .tokenization_magnet import (
     bos_ids,
+    check_choice,
     check_texts,
     join_prompt,
     longest_row,

@@ -40,13 +40,13 @@ def read_row(model: Any, text: object) -> Row:
     """Tokenize a text and fill its blanks with the model."""
     given = checked_text(text, what="The text")
     tokenizer = model.tokenizer
-    pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
-    if len(pieces) - 1 > LIMITS.blanks:
-        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {LIMITS.blanks} at most.")
+    text_parts = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
+    if len(text_parts) - 1 > LIMITS.blanks:
+        raise ValueError(f"The text has {len(text_parts) - 1} blanks; this page fills {LIMITS.blanks} at most.")
     layout = lay_out(
         tokenizer,
-        pieces,
-        span_lengths=[SPAN_TOKENS] * (len(pieces) - 1),
+        text_parts,
+        span_lengths=[SPAN_TOKENS] * (len(text_parts) - 1),
         context_length=context_length(model.config, tokenizer),
         heal="space",
     )
@@ -56,12 +56,12 @@ def read_row(model: Any, text: object) -> Row:
             "at most. Shorten it."
         )
     token_ids, segments = list(layout.parts[0]), [0] * len(layout.parts[0])
-    if len(pieces) > 1:
+    if len(text_parts) > 1:
         output = model.infill_blanks(given, max_new_tokens=SPAN_TOKENS, return_dict_in_generate=True)
-        for number, (answers, piece) in enumerate(zip(output.fills[0], layout.parts[1:], strict=True), start=1):
+        for number, (answers, text_part) in enumerate(zip(output.fills[0], layout.parts[1:], strict=True), start=1):
             fill = answers[0].token_ids
-            token_ids += [*fill, *piece]
-            segments += [number] * len(fill) + [0] * len(piece)
+            token_ids += [*fill, *text_part]
+            segments += [number] * len(fill) + [0] * len(text_part)
     special = special_ids(tokenizer)
     names = []
     for index, token in enumerate(token_ids):

@@ -72,8 +72,8 @@ def _article(row: Mapping[str, Any]) -> str:
         return f'<article>{label}<p>{text}</p><p class="error">{error}</p></article>'
     best = [answers[0] for answers in row["fills"]]
     parts = [html.escape(row["pieces"][0])]
-    for fill, piece in zip(best, row["pieces"][1:], strict=True):
-        parts += [render_fill(fill), html.escape(piece)]
+    for fill, text_part in zip(best, row["pieces"][1:], strict=True):
+        parts += [render_fill(fill), html.escape(text_part)]
     text = "".join(parts)
     details = ""
     if any(len(answers) > 1 for answers in row["fills"]):

@@ -19,7 +19,7 @@ BLANK = "[blank]"
 class Filled:
     """One text with filled blanks."""
 
-    pieces: list[str]
+    parts: list[str]  # of the text around its blanks
     fills: list[list[dict[str, Any]]]
     from_left: list[dict[str, Any]] | None
 
@@ -28,36 +28,39 @@ def fill_text(model: Any, text: object, *, length: object, answers: object) -> F
     """Fill every blank of a text."""
     given = checked_text(text, what="The text")
     count = checked_number(answers, what="Answers", minimum=1, maximum=LIMITS.answers)
-    pieces = split_at_marks(given, BLANK, name="The text")
-    if len(pieces) - 1 > LIMITS.blanks:
-        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {LIMITS.blanks} at most.")
+    parts = split_at_marks(given, BLANK, name="The text")
+    if len(parts) - 1 > LIMITS.blanks:
+        raise ValueError(f"The text has {len(parts) - 1} blanks; this page fills {LIMITS.blanks} at most.")
     lengths: dict[str, Any] = {"num_tokens": "auto"}
     if length is not None:
         maximum = LIMITS.fill_tokens
         lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", minimum=1, maximum=maximum)}
     output = model.infill_blanks(given, num_return_sequences=count, return_dict_in_generate=True, **lengths)
     fills = output.fills[0]
-    numbers = [len(answers[0].token_ids) for answers in fills]
+    from_left = fill_from_left(model, parts, [len(answers[0].token_ids) for answers in fills])
     return Filled(
-        pieces=pieces,
+        parts=parts,
         fills=[[describe(model, fill) for fill in answers] for answers in fills],
-        from_left=fill_from_left(model, pieces, numbers),
+        from_left=None if from_left is None else [describe(model, fill) for fill in from_left],
     )
 
 
-def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-    """Fill the blanks in order in causal mode; each sees only the text before it."""
-    before, fills = pieces[0], []
-    for number, piece in zip(numbers, pieces[1:], strict=True):
+def fill_from_left(model: Any, parts: Sequence[str], lengths: Sequence[int]) -> list[Fill] | None:
+    """Fill the blanks between parts in order in causal mode; each sees only the text before it.
+
+    Return `None` if there is nothing before a blank, not even a BOS token.
+    """
+    before, fills = parts[0], []
+    for length, part in zip(lengths, parts[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
         row = bos_ids(model.tokenizer) + ids
         if not row:
             return None
-        fill = _continue(model, row, number)
+        fill = _continue(model, row, length)
         if before.endswith(" "):
             fill.text = fill.text.removeprefix(" ")
-        fills.append(describe(model, fill))
-        before += fill.text + piece
+        fills.append(fill)
+        before += fill.text + part
     return fills
 
 
@@ -92,25 +95,25 @@ def render_filled(filled: Filled) -> str:
     if filled.from_left is None:
         left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"
     else:
-        left = _in_place(filled.pieces, filled.from_left)
+        left = _in_place(filled.parts, filled.from_left)
     lists = "".join(_answers(number, answers) for number, answers in enumerate(filled.fills, start=1))
     return (
         f'<p class="scale">{render_scale()}</p><div class="pair">'
-        f"<section><h2>From both sides</h2>{_in_place(filled.pieces, best)}</section>"
+        f"<section><h2>From both sides</h2>{_in_place(filled.parts, best)}</section>"
         f"<section><h2>From the left only</h2>{left}</section></div>"
         f"<section><h2>All answers, the likeliest first</h2>{lists}</section>"
     )
 
 
-def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
+def _in_place(parts: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
     """Render a text with its fills and their joint probability."""
-    parts = [html.escape(pieces[0])]
-    for fill, piece in zip(fills, pieces[1:], strict=True):
-        parts += [f"<mark>{render_fill(fill)}</mark>", html.escape(piece)]
+    rendered = [html.escape(parts[0])]
+    for fill, part in zip(fills, parts[1:], strict=True):
+        rendered += [f"<mark>{render_fill(fill)}</mark>", html.escape(part)]
     tokens = sum(len(fill["logprobs"]) for fill in fills)
     total = sum(fill["logprob"] for fill in fills)
     counted = f"{tokens} token" if tokens == 1 else f"{tokens} tokens"
-    return f'<p class="text">{"".join(parts)}</p><p class="note">{counted}, {total:.2f} nats in all</p>'
+    return f'<p class="text">{"".join(rendered)}</p><p class="note">{counted}, {total:.2f} nats in all</p>'
 
 
 def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:

@@ -52,9 +52,9 @@ def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, 
     rows = []
     for number, story in enumerate(stories):
         generator = row_generator(seed, epoch=0, row_id=number)
-        place = int(torch.randint(SENTENCES, (), generator=generator))
-        after = None if others is None else stories[others[number]][place + 1 :]
-        rows.append(story_row(tokenizer, story, place, after=after))
+        index = int(torch.randint(SENTENCES, (), generator=generator))
+        after = None if others is None else stories[others[number]][index + 1 :]
+        rows.append(story_row(tokenizer, story, index, after=after))
     return rows
 
 

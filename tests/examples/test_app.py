@@ -29,7 +29,7 @@ def test_answers_equal_infill_blanks(tiny_model):
     filled = fill_text(tiny_model, TEXT, length=3, answers=2)
     expected = tiny_model.infill_blanks(TEXT, max_new_tokens=3, num_return_sequences=2)
     assert [[fill["text"] for fill in answers] for answers in filled.fills] == expected
-    assert filled.pieces == ["Tom fell.", " He cried", "."]
+    assert filled.parts == ["Tom fell.", " He cried", "."]
     page = check_harmless(render_filled(filled))
     assert page.count("mark") == 4 and page.count("ol") == 2
     assert page.count("li") == sum(map(len, expected))

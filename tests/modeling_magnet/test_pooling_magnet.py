@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.configuration_magnet import POOLINGS, SIMILARITIES
 from modeling_magnet.pooling_magnet import (
-    POOLINGS,
     PRECISIONS,
-    SIMILARITIES,
     pool_states,
     quantize_embeddings,
     similarity_matrix,

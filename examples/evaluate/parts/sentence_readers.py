@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import PROGRESS_FROM_TEXTS, hidden_states, token_budget
-from modeling_magnet.pooling_magnet import Pooling, pool_states
+from modeling_magnet.configuration_magnet import Pooling
+from modeling_magnet.pooling_magnet import pool_states
 from modeling_magnet.tokenization_magnet import (
     bos_ids,
     check_text,

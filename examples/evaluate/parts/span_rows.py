@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tqdm import tqdm
 
-from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
-from modeling_magnet.losses_magnet import IGNORE_INDEX
+from modeling_magnet.batching_magnet import plan_batches
+from modeling_magnet.scoring_magnet import infill_batch, target_logprobs
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids
 from modeling_magnet.tokenization_magnet import bos_ids
 from trainer.corruption import sample_spans
@@ -30,14 +30,14 @@ class SpanRow(NamedTuple):
     first_counted: int = 0  # spans before this index are missing, but do not count
 
 
-def story_row(tokenizer: Any, sentences: Sequence[str], place: int, *, after: Sequence[str] | None = None) -> SpanRow:
-    """Remove sentence number `place` from a story; its three parts are tokenized separately, as in `score_infill`."""
-    prefix = " ".join(sentences[:place])
-    suffix = " ".join(sentences[place + 1 :] if after is None else after)
+def story_row(tokenizer: Any, sentences: Sequence[str], index: int, *, after: Sequence[str] | None = None) -> SpanRow:
+    """Remove sentence number `index` from a story; its three parts are tokenized separately, as in `score_infill`."""
+    prefix = " ".join(sentences[:index])
+    suffix = " ".join(sentences[index + 1 :] if after is None else after)
     before = bos_ids(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
     if not before:
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
-    fill = fill_ids(tokenizer, f" {sentences[place]}" if prefix else sentences[place], prefix=prefix)
+    fill = fill_ids(tokenizer, f" {sentences[index]}" if prefix else sentences[index], prefix=prefix)
     rest = continuation_ids(tokenizer, f" {suffix}") if suffix else []
     return SpanRow([*before, *fill, *rest], [(len(before), len(before) + len(fill))])
 
@@ -103,40 +103,32 @@ def span_logprobs(
 
 
 class _RowInput(NamedTuple):
-    """One row as model input; all arrays have the same length."""
+    """One row as model input; the first three arrays have the same length."""
 
     ids: list[int]
     positions: list[int]
     segments: list[int]
-    is_source: list[bool]  # whether the output predicts a token that counts
+    targets: list[int]  # indices of the tokens that count
 
     @classmethod
     def of(cls, row: SpanRow, *, multiple: int) -> "_RowInput":
         """Make the input of a row; after each span, positions resume at the next multiple of its length."""
         length = len(row.input_ids)
-        positions, segments, is_source = list(range(length)), [0] * length, [False] * length
+        positions, segments = list(range(length)), [0] * length
+        targets: list[int] = []
         for number, (start, end) in enumerate(row.spans):
             segments[start:end] = [number + 1] * (end - start)
-            if number >= row.first_counted:
-                is_source[start - 1 : end - 1] = [True] * (end - start)
+            targets += range(start, end) if number >= row.first_counted else []
             skipped = -(end - start) % multiple if multiple else 0
             positions[end:] = [position + skipped for position in positions[end:]]
-        return cls(row.input_ids, positions, segments, is_source)
+        return cls(row.input_ids, positions, segments, targets)
 
 
 def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[float]]:
     """Run one forward."""
-    batch = pad_token_rows([row.ids for row in rows], pad_token_id=0)
-    segments, positions, is_source = (
-        pad_token_rows(column, pad_token_id=0)["input_ids"].to(model.device)
-        for column in zip(*((row.segments, row.positions, row.is_source) for row in rows), strict=True)
-    )
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    wanted = is_source.bool()  # (B, S)
-    how: dict[str, Any] = {"mode": "causal"}
-    if reading == "infill":
-        how = {"mode": "infill", "segment_ids": segments, "position_ids": positions}
-    target_ids = batch["input_ids"].roll(-1, dims=1).masked_fill(~wanted, IGNORE_INDEX)
-    losses = model(**batch, **how, target_ids=target_ids, use_cache=False).token_losses[wanted]  # (N,)
-    logprobs = iter((-losses).tolist())
-    return [[next(logprobs) for _ in range(sum(row.is_source))] for row in rows]
+    batch = infill_batch(model, *zip(*(row[:3] for row in rows), strict=True))
+    if reading == "left":
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    targets = [(0, number, index - 1, row.ids[index]) for number, row in enumerate(rows) for index in row.targets]
+    logprobs = iter(target_logprobs(model, batch, targets, mode="causal" if reading == "left" else "infill"))
+    return [[next(logprobs) for _ in row.targets] for row in rows]
