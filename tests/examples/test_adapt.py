@@ -120,7 +120,7 @@ def test_paraphrased_pairs_are_saved_beside_the_checkpoint(tmp_path, options, pa
 def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, options):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"half of")
-    with pytest.raises(ValueError, match="has no complete checkpoint .*`resume_from_checkpoint`"):
+    with pytest.raises(ValueError, match="no complete checkpoint .*`resume_from"):
         adapt.main([*options, *FULL, "--resume_from_checkpoint=true"])
     adapt.main([*options, *FULL])
     assert (tmp_path / "run" / "adapt.json").exists()
@@ -223,7 +223,7 @@ def test_finished_run_removes_its_checkpoints_and_is_never_overwritten(tmp_path,
     assert weights.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
     before = weights.stat().st_mtime_ns
     for more in ([], ["--resume_from_checkpoint=true"]):
-        with pytest.raises(ValueError, match="holds a finished run. Choose another directory"):
+        with pytest.raises(ValueError, match="finished run"):
             adapt.main([*saving, f"--output_dir={kept}", *more])
     assert weights.stat().st_mtime_ns == before
 
@@ -239,7 +239,7 @@ def test_checkpoints_are_kept_if_the_result_cannot_be_saved(tmp_path, options, m
         with pytest.raises(OSError, match="no space left"):
             adapt.main(saving)
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
-    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
+    with pytest.raises(ValueError, match="checkpoints.*`--resume_from_checkpoint true`"):
         adapt.main(saving)
     adapt.main([*saving, "--resume_from_checkpoint=true"])
     assert (tmp_path / "run" / "model.safetensors").is_file()

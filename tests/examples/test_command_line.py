@@ -148,9 +148,7 @@ def test_device_defaults_to_cuda_and_invalid_devices_raise():
 
 def test_missing_extra_raises_with_install_command():
     require_extra("eval", "json")
-    with pytest.raises(
-        ValueError, match=r"no_such_thing cannot be imported \(.*\). Install it: pip install -e '\.\[eval\]'"
-    ):
+    with pytest.raises(ValueError, match=r"no_such_thing.*pip install -e '\.\[eval\]'"):
         require_extra("eval", "json", "no_such_thing")
 
 

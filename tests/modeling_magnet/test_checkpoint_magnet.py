@@ -320,7 +320,7 @@ def test_saving_without_the_loaded_tokenizer_raises(tiny_model, tiny_config, tmp
     tiny_model.save_pretrained(tmp_path / "mine")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"The tokenizer at '.*mine', .* can no longer be read"):
+    with pytest.raises(ValueError, match=r"tokenizer at '.*mine'.*no longer be read"):
         loaded.save_pretrained(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     loaded.tokenizer = tiny_model.tokenizer

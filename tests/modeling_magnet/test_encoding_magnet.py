@@ -131,7 +131,7 @@ def test_a_prompt_without_room_for_text_raises(tiny_model, pooling):
     assert np.isfinite(vectors).all()
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
     for short, prompt in ((least - 1, "Find"), (None, "Find the cat " * 200)):
-        with pytest.raises(ValueError, match=r"BOS and the prompt 'Find.*leaves no room for a token of text and EOS"):
+        with pytest.raises(ValueError, match=r"BOS.*'Find"):
             tiny_model.encode("A cat.", prompt=prompt, pooling=pooling, max_length=short)
 
 
@@ -199,7 +199,7 @@ def test_invalid_encode_arguments_raise(tiny_model, options, message):
 
 
 def test_a_missing_tokenizer_or_eos_raises(tiny_config, tiny_model, tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"No tokenizer can be read at ''.*model.tokenizer ="):
+    with pytest.raises(ValueError, match=r"No tokenizer.*''.*model.tokenizer ="):
         MagnetLlamaForCausalLM(tiny_config).encode("a")
     without_eos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, bos_token="<s>")
     tiny_model.tokenizer = without_eos
@@ -317,7 +317,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_bos_that_overflows_float16_raises(overflowing, call):
-    with pytest.raises(RuntimeError, match=r"not finite, with .*float16.*dtype='bfloat16' or dtype='float32'"):
+    with pytest.raises(RuntimeError, match=r"float16.*dtype='bfloat16'.*dtype='float32'"):
         call(overflowing)
 
 
@@ -330,7 +330,7 @@ def test_non_finite_vectors_raise_after_a_passed_probe(tiny_model, monkeypatch, 
     """Return a token that only some texts contain: `A`."""
     (letter,) = tiny_model.tokenizer("A", add_special_tokens=False)["input_ids"]
     tiny_model.model.embed_tokens.weight.data[letter] = float("nan")
-    with pytest.raises(RuntimeError, match=r"vectors of \d of \d texts are not finite: texts 0 \('A cat"):
+    with pytest.raises(RuntimeError, match=r"of \d texts .*finite: texts 0 \('A cat"):
         call(tiny_model)
 
 
@@ -341,9 +341,9 @@ def test_texts_with_non_finite_vectors_are_listed(tiny_model, monkeypatch):
     tiny_model.model.embed_tokens.weight.data[letter] = float("inf")
     texts = ["the cat", "a Z", "the dog sat on the mat", "Z"]
     for arguments in ({"output_value": "token_embeddings"}, {"output_value": None}):
-        with pytest.raises(RuntimeError, match=r"2 of 4 texts are not finite: texts 1 \('a Z'\), 3 \('Z'\), with"):
+        with pytest.raises(RuntimeError, match=r"2 of 4 .*finite: texts 1 \('a Z'\), 3 \('Z'\)"):
             tiny_model.encode(texts, **arguments)
-    with pytest.raises(RuntimeError, match=r"1 of 3 texts are not finite: texts 1 \('a Z'\)"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 texts .*finite: texts 1 \('a Z'\)"):
         tiny_model.encode(texts)
     with pytest.raises(RuntimeError, match=r"texts 1 \('a Z'\), 3 \('Z'\)"):
         tiny_model.encode_words(texts)
@@ -362,7 +362,7 @@ def test_truncated_texts_are_counted_in_one_warning(tiny_model, monkeypatch):
         with pytest.warns(UserWarning, match=told) as caught:
             tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
         assert len(caught) == 1 and caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"1 of 1 texts were longer than 20 tokens.*Raise `max_length` up to 256"):
+    with pytest.warns(UserWarning, match=r"1 of 1 .*20 tokens.*`max_length` up to 256"):
         tiny_model.encode(texts[3], prompt="", max_length=20)
     length = len(tiny_model.tokenizer("a " * 60)["input_ids"]) + 1
     with warnings.catch_warnings():
@@ -602,7 +602,7 @@ def test_encode_raises_if_the_mask_is_ignored(tiny_model, break_it, complaint):
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_states_that_are_not_finite_are_reported(tiny_model, number):
     tiny_model.model.layers[1].mlp.down_proj.weight.data[3, 4] = float(number)
-    with pytest.raises(RuntimeError, match=r"not finite, with .*'sdpa_magnet' on cpu in torch.float32"):
+    with pytest.raises(RuntimeError, match=r"not finite.*'sdpa_magnet' .*torch.float32"):
         tiny_model.encode("A cat.")
 
 

@@ -219,7 +219,7 @@ def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp
 def test_a_family_without_a_class_raises(tmp_path):
     PreTrainedConfig.from_dict({"model_type": "gpt2"}).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=r"type 'gpt2'; there are MAGNET classes for \['gemma3_text'"):
+    with pytest.raises(ValueError, match=r"'gpt2'.*\['gemma3_text'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path)
 
 
@@ -236,5 +236,5 @@ def test_a_cache_without_positions_raises_with_sliding_windows(model_type):
     model = FAMILIES[model_type](make_config(model_type)).eval()
     ids, _ = make_batch(None)
     cache = model(ids, mode="causal", use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="sliding windows, .*mode='bidirectional' needs the positions"):
+    with pytest.raises(ValueError, match="sliding windows.*mode='bidirectional'"):
         model(ids[:, :1], past_key_values=cache, mode="bidirectional")

@@ -230,7 +230,7 @@ def test_num_targets_below_the_count_raises():
         )
 
 
-# --- In the model ----------------------------------------------------------------------------------------------------
+# ---- In the model ----
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])

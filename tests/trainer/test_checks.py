@@ -99,9 +99,7 @@ def test_invalid_contrastive_max_length_raises(tmp_path, length, message):
 def test_end_of_span_beyond_the_model_positions_raises(tmp_path):
     rows = [{"input_ids": [1, *range(4, 33)]}] * 8
     args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
-    with pytest.raises(
-        ValueError, match="rows of 30 tokens with up to 2 spans need 92 positions, but the model has 64"
-    ):
+    with pytest.raises(ValueError, match="30 tokens.*2 spans.*92.*64"):
         tiny_trainer(args, train_dataset=rows)
     tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
 

@@ -60,7 +60,7 @@ def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path):
     with pytest.raises(ValueError, match="`limit` is 0"):
         load_texts(tmp_path / "a.txt", limit=0)
     (tmp_path / "b.txt").write_text("\n  \n")
-    with pytest.raises(ValueError, match="2 rows hold nothing but whitespace in column 'text'"):
+    with pytest.raises(ValueError, match="2 rows .*whitespace in column 'text'"):
         load_texts(tmp_path / "b.txt")
 
 

@@ -146,7 +146,7 @@ def test_fsdp1_raises():
 def test_view_dropout_with_activation_checkpointing_raises():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
     configure_sharding(plugin)
-    with pytest.raises(ValueError, match="`view_dropout` is 0.3 and `fsdp_activation_checkpointing` is true"):
+    with pytest.raises(ValueError, match="`view_dropout` is 0.3.*`fsdp_activation"):
         configure_sharding(plugin, view_dropout=0.3)
 
 

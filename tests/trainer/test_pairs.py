@@ -83,7 +83,7 @@ def test_long_lines_of_a_text_are_paired_with_themselves():
 
 
 def test_texts_without_a_long_line_raise():
-    with pytest.raises(ValueError, match="None of the 1 texts has a line of at least `min_words`=21 words"):
+    with pytest.raises(ValueError, match="1 texts .*`min_words`=21"):
         dropout_pairs(Dataset.from_dict({"text": ["too short"]}))
     with pytest.raises(ValueError, match="`min_words` is 0; expected at least 1"):
         dropout_pairs(Dataset.from_dict({"text": ["a"]}), min_words=0)
