@@ -88,7 +88,7 @@ def test_options_have_one_spelling_each(parsers):
         if script != "adapt.py" and action.help:
             by_help[action.help].add(name)
     # A role or a unit of a few words may describe several options; a whole sentence may not.
-    doubled = {told: names for told, names in by_help.items() if len(names) > 1 and len(told.split()) > 4}
+    doubled = {text: names for text, names in by_help.items() if len(names) > 1 and len(text.split()) > 4}
     assert doubled == {}
 
 

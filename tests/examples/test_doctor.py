@@ -40,8 +40,8 @@ def test_sound_models_pass_every_applicable_row(doctor_models, tmp_path, capsys,
     assert printed.err == ""
     *table, last = printed.out.splitlines()
     assert [line[6:42].strip() for line in table] == list(rows)
-    told = f"({doctor_models[family] / kind}; {NUM_ROWS - len(skipped)} passed, {len(skipped)} not applicable; "
-    assert last.startswith(f"doctor: OK {told}")
+    summary = f"({doctor_models[family] / kind}; {NUM_ROWS - len(skipped)} passed, {len(skipped)} not applicable; "
+    assert last.startswith(f"doctor: OK {summary}")
 
 
 @pytest.mark.parametrize("kind", ["saved", "bound"])

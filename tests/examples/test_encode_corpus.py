@@ -126,10 +126,10 @@ def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, checkpoi
     assert report["corrupt_rows"] == len(broken) == 23
     assert [complaint["row"] for complaint in report["corrupt"]] == broken
     assert report["corrupt"][1]["line"] == 6 and report["corrupt"][1]["file"] == str(file)
-    told = capsys.readouterr().err
-    assert f"Row 5 ({file}, line 6): not JSON" in told
-    assert told.count("not JSON") == 20
-    assert "23 of 40 rows could not be encoded" in told
+    output = capsys.readouterr().err
+    assert f"Row 5 ({file}, line 6): not JSON" in output
+    assert output.count("not JSON") == 20
+    assert "23 of 40 rows could not be encoded" in output
 
 
 def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, checkpoint):

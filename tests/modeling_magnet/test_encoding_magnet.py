@@ -355,11 +355,11 @@ def test_truncated_texts_are_counted_in_one_warning(tiny_model, monkeypatch):
     lengths = [len(tiny_model.tokenizer(text)["input_ids"]) + 1 for text in texts]
     lost = [length - 256 for length in lengths if length > 256]
     assert len(lost) == 2
-    told = (
+    message = (
         rf"2 of 4 texts were longer than 256 tokens .* up to {max(lost)} tokens each \({sum(lost)} in total\)\. Split"
     )
     for output_value in ("sentence_embedding", "token_embeddings", None):
-        with pytest.warns(UserWarning, match=told) as caught:
+        with pytest.warns(UserWarning, match=message) as caught:
             tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
         assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(UserWarning, match=r"1 of 1 .*20 tokens.*`max_length` up to 256"):

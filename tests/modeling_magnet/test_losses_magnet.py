@@ -182,7 +182,7 @@ def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no
 
 
 class Doubled(nn.Linear):
-    """A head whose class is not `nn.Linear`."""
+    """Represent a head whose class is not `nn.Linear`."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(states)

@@ -11,7 +11,7 @@ from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
 
 class TorchStream(IterableDataset):
-    """A stream with a length."""
+    """Represent a stream with a length."""
 
     def __len__(self):
         return 24

@@ -30,13 +30,13 @@ def run_one(directory, **changes):
 
 
 def run_two(directory, **changes):
-    """Two processes with half of the batch each."""
+    """Run two processes with half of the batch each."""
     halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
     return run_together(2, directory=directory, **{**halves, **changes})
 
 
 def assert_a_killed_run_goes_on(directory, *, save_steps, **changes):
-    """Two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
+    """Check that two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
     whole, killed = directory / "whole", directory / "killed"
     whole.mkdir()
     killed.mkdir()

@@ -127,7 +127,7 @@ def test_the_contrastive_loss_is_a_mean_over_micro_batches_in_a_short_window_too
 
 
 class Calls:
-    """Counts forwards by mode, collations of pairs, and positions the LM head sees."""
+    """Count forwards by mode, collations of pairs, and positions the LM head sees."""
 
     def __init__(self, trainer):
         self.by_step, self.head_inputs, self.head_rows = [], [], []

@@ -87,7 +87,7 @@ def test_no_pair_comes_twice_in_a_pass_nor_in_a_batch():
 
 
 class Pairs(list):
-    """Pairs that equal their indices."""
+    """Hold pairs that equal their indices."""
 
     def __init__(self):
         super().__init__(range(20))

@@ -188,10 +188,10 @@ def test_concurrent_processes_share_one_complete_checkpoint(package, gguf_file):
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    (told,) = {process.communicate()[0].split()[-1] for process in started}
-    assert contents(Path(told).parent) == [Path(told).name]
+    (folder,) = {process.communicate()[0].split()[-1] for process in started}
+    assert contents(Path(folder).parent) == [Path(folder).name]
     expected = AutoMagnetForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    assert torch.equal(logits(AutoMagnetForCausalLM.from_pretrained(told)), logits(expected))
+    assert torch.equal(logits(AutoMagnetForCausalLM.from_pretrained(folder)), logits(expected))
 
 
 @pytest.mark.long  # a process that imports torch
