@@ -142,7 +142,7 @@ def test_device_defaults_to_cuda_and_invalid_devices_raise():
     with mock.patch("torch.cuda.is_available", lambda: False):
         assert choose_device(None) == "cpu"
     for wrong in ("warp", "meta", "cuda:77", "cpu:x"):
-        with pytest.raises(ValueError, match=f"`--device` is '{wrong}', which cannot be used"):
+        with pytest.raises(ValueError, match=f"`--device` is '{wrong}'"):
             choose_device(wrong)
 
 

@@ -141,7 +141,7 @@ def test_truncated_file_raises_with_its_name(tmp_path, name):
     whole = write_jsonl(tmp_path / "whole.jsonl", [os.urandom(30).hex() for _ in range(3000)]).read_bytes()
     compress = lzma.compress if name.endswith("xz") else gzip.compress
     (tmp_path / name).write_bytes(compress(whole)[:-1000])
-    with pytest.raises(ValueError, match=rf"{name}' cannot be read beyond line \d\d+ \(.*Restore it"):
+    with pytest.raises(ValueError, match=rf"{name}'.*beyond line \d\d+ .*Restore"):
         read(tmp_path / name)
 
 

@@ -177,9 +177,8 @@ def main(
     chosen = [mutation for mutation in mutations if mutation.name in args.only]
     if not args.no_baseline:
         with copy_of(repository) as copy:
-            failed, output = run_tests(
-                copy, list(dict.fromkeys(file for mutation in chosen for file in mutation.tests))
-            )
+            files = dict.fromkeys(file for mutation in chosen for file in mutation.tests)
+            failed, output = run_tests(copy, list(files))
         if failed or "passed" not in output:
             print(f"Without a bug, {failed or output} fails; mend that first.", file=sys.stderr)
             return 1

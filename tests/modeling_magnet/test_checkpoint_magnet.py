@@ -280,7 +280,7 @@ def test_a_dtype_may_be_passed_by_name(tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / name, dtype=name)
         assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
     for wrong in ("bf16", "int8", "nn", 16):
-        with pytest.raises(ValueError, match=f"`dtype={wrong!r}` is not a floating-point dtype"):
+        with pytest.raises(ValueError, match=f"`dtype={wrong!r}`"):
             tiny_model.save_pretrained(tmp_path / "wrong", dtype=wrong)
 
 

@@ -178,7 +178,7 @@ def test_inputs_that_are_not_texts_raise(tiny_model, inputs, message):
         ({"prompt": "\ud800"}, r"`prompt` .*surrogate"),
         ({"prompt": 3}, r"`prompt` is int \(3\)"),
         ({"prompt_name": ["a"]}, r"`prompt_name` is \['a'\]"),
-        ({"prompt_name": "sts"}, r"`prompt_name` is 'sts'; the model stores \['Biorxiv.*'sentence'\]"),
+        ({"prompt_name": "sts"}, r"'sts'.*\['Biorxiv.*'sentence'\]"),
         ({"prompt": "p", "prompt_name": "sentence"}, r"Both prompt='p' and prompt_name='sentence'"),
         ({"truncate_dim": 33}, r"`truncate_dim` is 33; .* from 1 to 32"),
         *(({"truncate_dim": value}, rf"`truncate_dim` is {value!r}") for value in (0, 2.5, "8", True)),
@@ -190,7 +190,7 @@ def test_inputs_that_are_not_texts_raise(tiny_model, inputs, message):
         ({"precision": "fp8"}, r"`precision` is 'fp8'"),
         ({"precision": "int8"}, r"precision='int8' takes each dimension's range"),
         ({"output_value": "words"}, r"`output_value` is 'words'"),
-        ({"output_value": None, "precision": "binary"}, r"precision='binary' was passed with output_value=None"),
+        ({"output_value": None, "precision": "binary"}, r"precision='binary'.*output_value=None"),
     ],
 )
 def test_invalid_encode_arguments_raise(tiny_model, options, message):
@@ -355,9 +355,7 @@ def test_truncated_texts_are_counted_in_one_warning(tiny_model, monkeypatch):
     lengths = [len(tiny_model.tokenizer(text)["input_ids"]) + 1 for text in texts]
     lost = [length - 256 for length in lengths if length > 256]
     assert len(lost) == 2
-    message = (
-        rf"2 of 4 texts were longer than 256 tokens .* up to {max(lost)} tokens each \({sum(lost)} in total\)\. Split"
-    )
+    message = rf"2 of 4 .*256 tokens.* {max(lost)} tokens.*\({sum(lost)} in total"
     for output_value in ("sentence_embedding", "token_embeddings", None):
         with pytest.warns(UserWarning, match=message) as caught:
             tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
@@ -506,9 +504,9 @@ def test_token_rows_are_those_of_encode(tiny_model):
     ("name", "value", "message"),
     [
         ("prompts", {"query": 3}, r"'query'.* 3"),
-        ("prompts", {}, r"`default_prompt_name` is 'sentence', but the stored prompts are \[\]"),
+        ("prompts", {}, r"`default_prompt_name` is 'sentence'.*\[\]"),
         ("default_prompt_name", "nothing", r"`default_prompt_name` is 'nothing'"),
-        ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'; expected one of"),
+        ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'"),
         ("max_seq_length", 2, r"`max_seq_length` is 2; .* from 3 to 256"),
         ("max_seq_length", 300, r"`max_seq_length` is 300"),
         ("max_seq_length", None, r"`max_seq_length` is None"),

@@ -45,7 +45,7 @@ def test_stream_raises_with_remedy(tmp_path, name, given):
 def test_dataset_dict_raises(tmp_path):
     splits = DatasetDict({"train": Dataset.from_list(tiny_rows()), "test": Dataset.from_list(tiny_rows())})
     for name in ("train_dataset", "pair_dataset"):
-        with pytest.raises(ValueError, match=rf"`{name}` is datasets.DatasetDict of \['test', 'train'\]; pass one"):
+        with pytest.raises(ValueError, match=rf"`{name}` is datasets.DatasetDict.*\['test', 'train'\]"):
             tiny_trainer(tiny_args(tmp_path), **{name: splits})
 
 
@@ -71,14 +71,14 @@ def test_longest_row_is_found_in_a_large_data_set(tmp_path):
     ("changes", "message"),
     [
         ({"pair_dataset": None}, "weight sscl, but `pair_dataset` is missing"),
-        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
+        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` .*3 pairs.*4"),
         ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
         ({"train_dataset": []}, "`train_dataset` has no rows"),
         ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no input_ids"),
         ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "rows of 4 tokens.* longest .* has 3"),
         ({"processing_class": None}, "`processing_class` is missing"),
         ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),
-        ({"model": LlamaForCausalLM(tiny_model().config)}, "mode, segment_ids.* LlamaForCausalLM .*from_pretrained"),
+        ({"model": LlamaForCausalLM(tiny_model().config)}, "segment_ids.*LlamaForCausalLM.*from_pretrained"),
         ({"model": tiny_model(magnet={})}, "no mask token"),
         ({"model": tiny_model(vocab_size=43)}, "44 tokens, but the model embeds 43"),
     ],
