@@ -47,7 +47,7 @@ Named = Iterator[tuple[str, Value]]
 
 
 def tiny_model(model_type: str) -> Any:
-    """A model of two layers with weights that make it sensitive to its input, and its tokenizer."""
+    """Make a model of two layers with weights that make it sensitive to its input, and its tokenizer."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8}
@@ -60,7 +60,7 @@ def tiny_model(model_type: str) -> Any:
 
 
 def forward_values(model: Any) -> Named:
-    """Hidden states and logits of the three modes, with the batch padded on either side."""
+    """Return hidden states and logits of the three modes, with the batch padded on either side."""
     tokenizer = model.tokenizer
     for side in ("left", "right"):
         batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)
@@ -79,7 +79,7 @@ def forward_values(model: Any) -> Named:
 
 
 def embedding_values(model: Any) -> Named:
-    """Vectors of texts, tokens and words."""
+    """Return vectors of texts, tokens and words."""
     yield "encode", model.encode(TEXTS)
     yield "encode/prompt", model.encode(TEXTS[:2], prompt="query: ", normalize_embeddings=True)
     yield "encode/mean", model.encode(TEXTS, pooling="mean")
@@ -88,7 +88,7 @@ def embedding_values(model: Any) -> Named:
 
 
 def infill_values(model: Any) -> Named:
-    """Fills and their scores."""
+    """Return fills and their scores."""
     prefixes, suffixes = (list(side) for side in zip(*GAPS, strict=True))
     greedy = {"max_new_tokens": 6, "do_sample": False}
     yield "infill/greedy", model.infill(prefixes, suffixes, **greedy)
@@ -117,7 +117,7 @@ class KeepGradients(TrainerCallback):
 
 
 def training_values(model_type: str, *, lora: bool) -> Named:
-    """Losses, gradients and weights of ten steps, and the weights of a run resumed in their midst."""
+    """Return losses, gradients and weights of ten steps, and the weights of a run resumed in their midst."""
     with tempfile.TemporaryDirectory() as folder:
         keep = KeepGradients()
         whole = _trainer(model_type, folder, lora=lora, callbacks=[keep])
@@ -131,7 +131,7 @@ def training_values(model_type: str, *, lora: bool) -> Named:
 
 
 def _trainer(model_type: str, folder: str, *, lora: bool, callbacks: Any = None) -> MagnetTrainer:
-    """Ten steps, the last six of them with a contrastive loss, on rows drawn from a seed."""
+    """Make a trainer of ten steps, the last six of them with a contrastive loss, on rows drawn from a seed."""
     model = tiny_model(model_type).train()
     tokenizer = model.tokenizer
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +168,7 @@ def _losses_of(log: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_values(model: Any) -> Named:
-    """The bytes of a saved checkpoint's files."""
+    """Return the bytes of a saved checkpoint's files."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
@@ -177,7 +177,7 @@ def saved_values(model: Any) -> Named:
 
 
 def all_values(models: dict[str, str], families: Iterable[str] = FAMILIES) -> Named:
-    """Every value of a record, in order: tiny models first."""
+    """Return every value of a record, in order: tiny models first."""
     for model_type in families:
         model = tiny_model(model_type)
         for part in (forward_values, embedding_values, infill_values, saved_values):
@@ -194,7 +194,7 @@ def all_values(models: dict[str, str], families: Iterable[str] = FAMILIES) -> Na
 
 
 def digest(value: Value) -> str:
-    """The SHA-256 of a value: tensors and arrays by dtype, shape and bytes, the rest by what they hold."""
+    """Return the SHA-256 of a value: tensors and arrays by dtype, shape and bytes, the rest by what they hold."""
     found = hashlib.sha256()
     _feed(found, value)
     return found.hexdigest()[:32]

@@ -89,16 +89,16 @@ def check_options(script, options):
     if options[:1] and options[0].endswith(".json") and not (REPOSITORY / options[0]).is_file():
         options = options[1:]  # a recipe of the reader's own
     module = importlib.import_module(name_of(script).removesuffix(".py").replace("/", "."))
-    told, complaint, argv = io.StringIO(), io.StringIO(), sys.argv
+    output, complaint, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [script.name, *options, "--help"]
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(complaint):
             module.main()
     except SystemExit as end:
         assert end.code == 0, f"{script.name} {options}: {complaint.getvalue()}"
     finally:
         sys.argv = argv
-    known = set(re.findall(r"(?<![\w-])--\w+", told.getvalue()))
+    known = set(re.findall(r"(?<![\w-])--\w+", output.getvalue()))
     asked = {option.partition("=")[0] for option in options if option.startswith("--")}
     assert known and asked <= known, f"{script.name} has no {asked - known}"
 

@@ -120,7 +120,7 @@ def test_paraphrased_pairs_are_saved_beside_the_checkpoint(tmp_path, options, pa
 def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, options):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"half of")
-    with pytest.raises(ValueError, match="has no complete checkpoint .*`resume_from_checkpoint`"):
+    with pytest.raises(ValueError, match="no complete checkpoint .*`resume_from"):
         adapt.main([*options, *FULL, "--resume_from_checkpoint=true"])
     adapt.main([*options, *FULL])
     assert (tmp_path / "run" / "adapt.json").exists()
@@ -132,7 +132,7 @@ def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, opti
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
+        (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*`train_dataset`"),
         (["--view_dropout=0"], "both embeddings would be equal"),
         (["--pair_columns", "a"], "name two columns"),
         (["--save_strategy=never"], "--save_strategy.*invalid choice: 'never'"),
@@ -143,7 +143,7 @@ def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, opti
         (["--lora_r=0", "--adapter_modes", "infill"], "`lora_r` is 0"),
         (["--push_to_hub=true"], "without `hub_model_id`"),
         (["--attn_implementation=flex_attention"], "no backward pass on the CPU"),
-        (["--max_length=512"], "`max_length` is 512, but the model has positions for 256"),
+        (["--max_length=512"], "`max_length` is 512.*256"),
         (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file found"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*cannot be read"),
         (["--eval_limit=0"], "`eval_limit` is 0"),
@@ -223,7 +223,7 @@ def test_finished_run_removes_its_checkpoints_and_is_never_overwritten(tmp_path,
     assert weights.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
     before = weights.stat().st_mtime_ns
     for more in ([], ["--resume_from_checkpoint=true"]):
-        with pytest.raises(ValueError, match="holds a finished run. Choose another directory"):
+        with pytest.raises(ValueError, match="finished run"):
             adapt.main([*saving, f"--output_dir={kept}", *more])
     assert weights.stat().st_mtime_ns == before
 
@@ -239,7 +239,7 @@ def test_checkpoints_are_kept_if_the_result_cannot_be_saved(tmp_path, options, m
         with pytest.raises(OSError, match="no space left"):
             adapt.main(saving)
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
-    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
+    with pytest.raises(ValueError, match="checkpoints.*`--resume_from_checkpoint true`"):
         adapt.main(saving)
     adapt.main([*saving, "--resume_from_checkpoint=true"])
     assert (tmp_path / "run" / "model.safetensors").is_file()

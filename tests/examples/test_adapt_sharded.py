@@ -34,12 +34,12 @@ def test_two_sharded_processes_save_what_one_process_saves(tmp_path, plain_llama
     pairs.write_text("first\tsecond\n" + "".join(f"the dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
     # Plain gradient descent without dropout, which each process draws separately.
     plain = ["--optim=sgd", "--max_grad_norm=0", "--view_dropout=0", f"--pairs={pairs}"]
-    told = [*options, *plain, *changes]
+    arguments = [*options, *plain, *changes]
     (alone := tmp_path / "alone").mkdir()
-    adapt.main([*told, f"--output_dir={alone}"])
+    adapt.main([*arguments, f"--output_dir={alone}"])
     halves = ["--per_device_train_batch_size=2", "--contrastive_batch_size=2", "--ddp_backend=gloo"]
     (together := tmp_path / "together").mkdir()
-    exits = call_together(2, adapt.main, ([*told, f"--output_dir={together}", *halves],), config=config)
+    exits = call_together(2, adapt.main, ([*arguments, f"--output_dir={together}", *halves],), config=config)
     assert exits == [0, 0]
     assert json.loads((together / "adapt.json").read_text())["processes"] == 2
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}

@@ -142,8 +142,8 @@ def test_invalid_answers_are_reported_together(tmp_path):
         read_answers(key, [tmp_path / name for name in given])
     complaints = str(raised.value).split("\n- ")[1:]
     for name, (_, complaint) in given.items():
-        told = [complained for complained in complaints if f"{name}'" in complained]
-        assert complaint is None or any(complaint in complained for complained in told), name
+        matching = [complained for complained in complaints if f"{name}'" in complained]
+        assert complaint is None or any(complaint in complained for complained in matching), name
     assert any("and answers 1 others" in complained for complained in complaints)
     assert len(complaints) == len(given)
     assert read_answers(key, [tmp_path / "good"]) == {"1": whole["answers"]}

@@ -40,7 +40,7 @@ def test_answers_equal_infill_blanks(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("text", "length", "answers", "told"),
+    ("text", "length", "answers", "message"),
     [
         ("", 3, 1, "The text is empty"),
         ("x" * 5000 + "[blank]", 3, 1, "has 5,007 characters; this page takes 4,000 at most"),
@@ -53,10 +53,10 @@ def test_answers_equal_infill_blanks(tiny_model):
         ("\ud800[blank]", 3, 1, "surrogate"),
     ],
 )
-def test_invalid_request_is_reported_in_place(tiny_model, text, length, answers, told):
+def test_invalid_request_is_reported_in_place(tiny_model, text, length, answers, message):
     shown = shows_problems(Handlers(tiny_model).fill)(text, "set", length, answers)
     page = check_harmless(shown)
-    assert told in page.text
+    assert message in page.text
     assert page.found[0] == ("p", {"class": "problem", "role": "alert"})
 
 
@@ -97,8 +97,8 @@ def test_model_is_built_once_and_a_killed_build_is_ignored(tmp_path, capfd):
     (folder / "magnet").mkdir(parents=True)
     (folder / "magnet" / "model.safetensors").write_bytes(b"half")  # left by a killed build
     checkpoint = quickstart_model(folder, budget=SMOKE)
-    told = capfd.readouterr().out
-    assert "It is built once" in told and "3/3 MAGNET" in told and "is ready" in told
+    output = capfd.readouterr().out
+    assert "It is built once" in output and "3/3 MAGNET" in output and "is ready" in output
     assert [path.name for path in folder.iterdir()] == ["magnet"]
     written = (checkpoint / "model.safetensors").stat().st_mtime_ns
     model = open_model(None, default_folder=folder)

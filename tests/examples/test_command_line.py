@@ -88,7 +88,7 @@ def test_options_have_one_spelling_each(parsers):
         if script != "adapt.py" and action.help:
             by_help[action.help].add(name)
     # A role or a unit of a few words may describe several options; a whole sentence may not.
-    doubled = {told: names for told, names in by_help.items() if len(names) > 1 and len(told.split()) > 4}
+    doubled = {text: names for text, names in by_help.items() if len(names) > 1 and len(text.split()) > 4}
     assert doubled == {}
 
 
@@ -142,15 +142,13 @@ def test_device_defaults_to_cuda_and_invalid_devices_raise():
     with mock.patch("torch.cuda.is_available", lambda: False):
         assert choose_device(None) == "cpu"
     for wrong in ("warp", "meta", "cuda:77", "cpu:x"):
-        with pytest.raises(ValueError, match=f"`--device` is '{wrong}', which cannot be used"):
+        with pytest.raises(ValueError, match=f"`--device` is '{wrong}'"):
             choose_device(wrong)
 
 
 def test_missing_extra_raises_with_install_command():
     require_extra("eval", "json")
-    with pytest.raises(
-        ValueError, match=r"no_such_thing cannot be imported \(.*\). Install it: pip install -e '\.\[eval\]'"
-    ):
+    with pytest.raises(ValueError, match=r"no_such_thing.*pip install -e '\.\[eval\]'"):
         require_extra("eval", "json", "no_such_thing")
 
 

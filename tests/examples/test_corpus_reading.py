@@ -99,7 +99,7 @@ def test_malformed_csv_rows_are_reported_and_swallow_no_other_row(tmp_path, comp
     assert "3 cells under 2 column names" in complaints[1].reason
     assert all("is a quotation mark not closed" in complaints[row].reason for row in (2, 5, 6, 8))
     (tmp_path / "b.csv").write_text('id,"text\n1,a\n')
-    with pytest.raises(ValueError, match=r"The first line of .*b\.csv', of column names, is no row"):
+    with pytest.raises(ValueError, match=r"first line of .*b\.csv'.*column names"):
         read(tmp_path / "b.csv")
 
 
@@ -141,7 +141,7 @@ def test_truncated_file_raises_with_its_name(tmp_path, name):
     whole = write_jsonl(tmp_path / "whole.jsonl", [os.urandom(30).hex() for _ in range(3000)]).read_bytes()
     compress = lzma.compress if name.endswith("xz") else gzip.compress
     (tmp_path / name).write_bytes(compress(whole)[:-1000])
-    with pytest.raises(ValueError, match=rf"{name}' cannot be read beyond line \d\d+ \(.*Restore it"):
+    with pytest.raises(ValueError, match=rf"{name}'.*beyond line \d\d+ .*Restore"):
         read(tmp_path / name)
 
 

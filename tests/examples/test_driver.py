@@ -98,7 +98,7 @@ def test_no_model_is_measured_if_one_is_missing(tmp_path, checkpoint):
     unit = Counter(score=1.0)
     args = parse("--model", f"m={checkpoint}", "--model", "b=./nowhere", "c=./neither", "--device", "cpu")
     args.results = tmp_path
-    with pytest.raises(ValueError, match=r"- `--model` b: './nowhere' is not a local directory.*\n- `--model` c: "):
+    with pytest.raises(ValueError, match=r"`--model` b: './nowhere'.*\n.*`--model` c: "):
         driver.run("table", args, [Unit("one", {}, unit)])
     assert unit.calls == 0
 

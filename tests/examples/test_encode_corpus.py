@@ -126,10 +126,10 @@ def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, checkpoi
     assert report["corrupt_rows"] == len(broken) == 23
     assert [complaint["row"] for complaint in report["corrupt"]] == broken
     assert report["corrupt"][1]["line"] == 6 and report["corrupt"][1]["file"] == str(file)
-    told = capsys.readouterr().err
-    assert f"Row 5 ({file}, line 6): not JSON" in told
-    assert told.count("not JSON") == 20
-    assert "23 of 40 rows could not be encoded" in told
+    output = capsys.readouterr().err
+    assert f"Row 5 ({file}, line 6): not JSON" in output
+    assert output.count("not JSON") == 20
+    assert "23 of 40 rows could not be encoded" in output
 
 
 def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, checkpoint):
@@ -148,9 +148,9 @@ def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, chec
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--output=out.txt"], "`--output` is 'out.txt'; its name must end in .npy or .parquet"),
+        (["--output=out.txt"], "`--output` is 'out.txt'.*.npy or .parquet"),
         (["--id_column=key"], "`--id_column` is 'key'"),
-        (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file found"),
+        (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl'"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
         (["--prompt=a", "--prompt_name=STS"], "Choose one"),
         (["--prompt=" + "a long prompt " * 99], "leaves no room for a token of text and EOS"),
@@ -172,6 +172,6 @@ def test_existing_output_is_never_overwritten(tmp_path, options, name, has_folde
     (tmp_path / name).write_text("precious")
     if has_folder:
         (tmp_path / "out.npy.parts").mkdir()
-    with pytest.raises(ValueError, match=f"`--output` would replace .*{name}'?. Choose another"):
+    with pytest.raises(ValueError, match=f"`--output` would replace .*{name}"):
         main(options)
     assert (tmp_path / name).read_text() == "precious"

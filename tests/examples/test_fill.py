@@ -28,8 +28,8 @@ def test_printed_fills_and_probabilities_equal_infill_blanks(checkpoint, capsys)
     fills = [(number, one) for number, many in enumerate(expected.fills[0], start=1) for one in many]
     for line, (number, one) in zip(answers, fills, strict=True):
         share, each = (100 * math.exp(value) for value in (one.logprob, one.mean_logprob))
-        told = f"{share:5.1f} %" if share >= 0.05 else f"{share:.2g} %, {each:.1f} % a token"
-        assert line == f"blank {number}: {told}  {' '.join(one.text.split())}"
+        figures = f"{share:5.1f} %" if share >= 0.05 else f"{share:.2g} %, {each:.1f} % a token"
+        assert line == f"blank {number}: {figures}  {' '.join(one.text.split())}"
     assert "0.0 %" not in out
     first, second = (" ".join(many[0].text.split()) for many in expected.fills[0])
     (both,) = (line for line in lines if line.startswith("from both sides:"))

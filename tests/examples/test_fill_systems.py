@@ -34,7 +34,7 @@ def test_middle_sentence_is_removed_and_examples_use_other_stories():
             (story,) = [story for story in STORIES if blank.prefix.startswith(story[0])]
             places.add(story.index(blank.truth))
     assert places == {1, 2, 3}
-    with pytest.raises(ValueError, match="There are 12 different stories; 10 to fill and 5 solved"):
+    with pytest.raises(ValueError, match="12 different stories; 10.*5 solved"):
         draw_blanks(STORIES + STORIES, number=10, shots=5, seed=0)
 
 

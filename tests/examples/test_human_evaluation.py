@@ -120,12 +120,12 @@ def test_form_in_use_is_not_overwritten(models, data, tmp_path):
     output = tmp_path / "out"
     sample(models, data, output)
     before = files_of(output)
-    with pytest.raises(ValueError, match="holds the form of another run, which people may be answering"):
+    with pytest.raises(ValueError, match="form of another run"):
         sample(models, data, output, "--annotators", "3")
     assert files_of(output) == before
     for name in ("form.html", "key.json"):
         (output / name).unlink()
-    with pytest.raises(ValueError, match="was begun with other settings: max_new_tokens was 6 and is now 7"):
+    with pytest.raises(ValueError, match="max_new_tokens was 6.*7"):
         sample(models, data, output, "--max_new_tokens", "7")
     sample(models, data, output, "--annotators", "3")
     assert all(file.read_bytes() == before[f"fills/{file.name}"] for file in (output / "fills").iterdir())

@@ -27,8 +27,8 @@ def measure(data, checkpoint, tmp_path, *more):
 
 
 def test_left_reading_equals_stock_llama_perplexity(data, checkpoint, tmp_path, tiny_model):
-    told = ["--reading", "left", "--units", "ROCStories"]
-    (record,) = measure(data, checkpoint, tmp_path, *told, "--corpus", "story_cloze")
+    arguments = ["--reading", "left", "--units", "ROCStories"]
+    (record,) = measure(data, checkpoint, tmp_path, *arguments, "--corpus", "story_cloze")
     stock, losses = LlamaForCausalLM.from_pretrained(checkpoint).eval(), []
     stories = read_stories(data, corpus="story_cloze")
     for row in make_story_rows(tiny_model.tokenizer, stories, foreign=False, seed=0):
@@ -39,7 +39,7 @@ def test_left_reading_equals_stock_llama_perplexity(data, checkpoint, tmp_path, 
     assert record.metrics == {"perplexity": pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)}
     assert record.counts == {"texts": 6, "spans": 6, "tokens": len(losses)}
     assert (record.table, record.system, record.unit) == ("infilling", "system", "Story Cloze")
-    (other,) = measure(data, checkpoint, tmp_path, *told)
+    (other,) = measure(data, checkpoint, tmp_path, *arguments)
     assert other.unit == "ROCStories", "only these stand in the paper's column"
 
 

@@ -45,7 +45,7 @@ def test_spans_have_requested_lengths_and_rejoin_to_the_text(texts, tokenizer):
         assert span.suffix.startswith(" ")
         assert (span.prefix + span.truth + span.suffix)[:60] in whole
     assert spans == draw_spans(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
-    with pytest.raises(ValueError, match="has 30 texts that are long enough; 31 are needed"):
+    with pytest.raises(ValueError, match="30 texts.*31"):
         draw_spans(texts, tokenizer, lengths=[3] * 31, prefix_tokens=20, suffix_tokens=40, seed=3)
 
 

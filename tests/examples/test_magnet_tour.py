@@ -90,12 +90,12 @@ def test_committed_notebook_contains_no_machine_details_or_widgets(committed):
     for cell in code_cells(committed):
         for output in cell.outputs:
             shown = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
-            told = json.dumps([output.get("text", ""), shown])
-            assert not MACHINE_PATHS.search(told), f"{cell.id}: {told}"
-            assert str(REPOSITORY) not in told and str(Path.home()) + os.sep not in told
+            texts = json.dumps([output.get("text", ""), shown])
+            assert not MACHINE_PATHS.search(texts), f"{cell.id}: {texts}"
+            assert str(REPOSITORY) not in texts and str(Path.home()) + os.sep not in texts
             assert not any("widget" in kind or "javascript" in kind for kind in shown)
             # Bars that overwrite each other leave their control characters.
-            assert "\\u001b" not in told and "\\r" not in told, f"{cell.id}: {told}"
+            assert "\\u001b" not in texts and "\\r" not in texts, f"{cell.id}: {texts}"
 
 
 # ---- A run ----

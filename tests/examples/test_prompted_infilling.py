@@ -68,7 +68,7 @@ def test_the_answer_to_a_prompt_is_one_line_that_joins(causal_model, family):
 
 @torch.no_grad()
 def plain_logprob(model, tokenizer, front, target):
-    """Log-probability of one text after another, from one forward."""
+    """Return the log-probability of one text after another, from one forward."""
     front_ids = tokenizer(front)["input_ids"]
     ids = tokenizer(front + target)["input_ids"]
     assert ids[: len(front_ids)] == front_ids

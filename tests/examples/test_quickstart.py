@@ -139,7 +139,7 @@ def test_final_command_uses_the_language_of_the_corpus(tmp_path):
     sentences = {sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)}
     opening, middle, following = re.split(r"(?<=\.) ", TEXT)
     assert {opening, middle.replace("[blank]", "raincoat"), following} <= sentences
-    assert [thing for thing, told in CONSEQUENCES.items() if following in told] == ["raincoat"]
+    assert [thing for thing, consequence in CONSEQUENCES.items() if following in consequence] == ["raincoat"]
 
 
 @pytest.mark.nightly  # trains the quickstart's model: three minutes

@@ -42,7 +42,7 @@ class Fault(NamedTuple):
     """Describe a disturbance."""
 
     strike: Callable  # at a random moment
-    told: str = "never"  # an error that ends the job has to match this
+    message: str = "never"  # an error that ends the job has to match this
     place: Callable = nothing  # prepares the folder, and may return what undoes that
     inside: Callable = nothing  # in the job's process, before it starts
     heal: Callable = nothing  # before the job is started again
@@ -158,7 +158,7 @@ def disturb(job, fault, inputs, *, seconds, seed, base):
     If it ends before its fault, repeat it with an earlier one.
 
     Returns:
-        Its results, and the errors told by attempts that ended by themselves.
+        Its results, and the errors of attempts that ended by themselves.
     """
     from tests.faults.jobs import JOBS
 

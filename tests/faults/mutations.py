@@ -177,9 +177,10 @@ def main(
     chosen = [mutation for mutation in mutations if mutation.name in args.only]
     if not args.no_baseline:
         with copy_of(repository) as copy:
-            failed, told = run_tests(copy, list(dict.fromkeys(file for mutation in chosen for file in mutation.tests)))
-        if failed or "passed" not in told:
-            print(f"Without a bug, {failed or told} fails; mend that first.", file=sys.stderr)
+            files = dict.fromkeys(file for mutation in chosen for file in mutation.tests)
+            failed, output = run_tests(copy, list(files))
+        if failed or "passed" not in output:
+            print(f"Without a bug, {failed or output} fails; mend that first.", file=sys.stderr)
             return 1
     missed = 0
     for mutation in chosen:
@@ -187,8 +188,8 @@ def main(
         source = apply_mutation(mutation, repository)
         with copy_of(repository) as copy:
             (copy / mutation.file).write_text(source, encoding="utf-8")
-            failed, told = run_tests(copy, mutation.tests)
-        outcome = failed or f"NOT CAUGHT, {told}"
+            failed, output = run_tests(copy, mutation.tests)
+        outcome = failed or f"NOT CAUGHT, {output}"
         print(f"{mutation.name}: {mutation.bug}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
         missed += failed is None
     return 1 if missed else 0

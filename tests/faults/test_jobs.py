@@ -38,4 +38,4 @@ def test_disturbed_job_ends_like_an_undisturbed_one(tmp_path, undisturbed, job, 
     made, errors = disturb(job, fault, inputs, seconds=seconds, seed=seed, base=tmp_path)
     assert [name for name in {**made, **expected} if made.get(name) != expected.get(name)] == []
     for error in errors:
-        assert re.search(FAULTS[fault].told, error), f"an unclear end: {error}"
+        assert re.search(FAULTS[fault].message, error), f"an unclear end: {error}"

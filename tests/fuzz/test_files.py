@@ -89,9 +89,9 @@ def saved(kind):
 def other_headers(draw, raw):
     """Change the header of safetensors, and possibly its length."""
     (length,) = struct.unpack("<Q", raw[:8])
-    told = json.dumps(draw(changed(json.loads(raw[8 : 8 + length])))).encode()
-    size = draw(mostly(st.just(len(told)), st.sampled_from((length, 0, 2**63, len(told) + 1))))
-    return struct.pack("<Q", size) + told + raw[8 + length :]
+    header = json.dumps(draw(changed(json.loads(raw[8 : 8 + length])))).encode()
+    size = draw(mostly(st.just(len(header)), st.sampled_from((length, 0, 2**63, len(header) + 1))))
+    return struct.pack("<Q", size) + header + raw[8 + length :]
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Filling without a cache, a batch or a shared row: one full-mask forward for each token of each blank."""
+"""Fill without a cache, a batch or a shared row: one full-mask forward for each token of each blank."""
 
 from functools import lru_cache
 from itertools import islice
@@ -10,14 +10,14 @@ from modeling_magnet.spans_magnet import lay_out
 
 
 def text_of(tokenizer, before, tokens):
-    """What tokens add to the text of those in front of them."""
+    """Return what tokens add to the text of those in front of them."""
     whole = tokenizer.decode([*before, *tokens], clean_up_tokenization_spaces=False)
     return whole[len(tokenizer.decode(before, clean_up_tokenization_spaces=False)) :]
 
 
 @lru_cache(maxsize=4)
 def bytes_of_tokens(tokenizer):
-    """The bytes of each token, in byte-level vocabularies and in those with `<0xE4>`."""
+    """Return the bytes of each token, in byte-level vocabularies and in those with `<0xE4>`."""
     letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if "<0xE4>" in tokens:
@@ -26,13 +26,13 @@ def bytes_of_tokens(tokenizer):
 
 
 def keeps_characters(written, left):
-    """Whether bytes are whole characters, but for one that as many further bytes can complete."""
+    """Return whether bytes are whole characters, but for one that as many further bytes can complete."""
     ends = [b"", *(bytes([byte]) + b"\x80" * more for more in range(min(left, 3)) for byte in range(0x80, 0xC0))]
     return any(is_utf8(written + end) for end in (ends if left else ends[:1]))
 
 
 def is_utf8(written):
-    """Whether bytes are text."""
+    """Return whether bytes are text."""
     try:
         written.decode()
     except UnicodeDecodeError:
@@ -42,7 +42,7 @@ def is_utf8(written):
 
 @torch.no_grad()
 def next_logprobs(model, layout, blank, fill):
-    """Log-probabilities `(V,)` of the token after `fill` in a blank, from the text in order, other blanks empty."""
+    """Return log-probabilities `(V,)` of the token after `fill` in a blank, from the text with other blanks empty."""
     cells = [(position, token, 0) for position, token in zip(layout.positions, layout.token_ids, strict=True)]
     cells += [(layout.span_starts[blank] + index, token, 1) for index, token in enumerate(fill)]
     positions, tokens, segments = (torch.tensor([column]) for column in zip(*sorted(cells), strict=True))
@@ -51,10 +51,10 @@ def next_logprobs(model, layout, blank, fill):
     return torch.log_softmax(logits[predictor], -1)
 
 
-def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
-    """Tokens and log-probabilities of each blank; greedy, or with a generator of its own for each blank."""
+def fill_by_loop(model, parts, lengths, *, seeds=None, top_k=None):
+    """Return tokens and log-probabilities of each blank; greedy, or with a generator of its own for each blank."""
     tokenizer = model.tokenizer
-    layout = lay_out(tokenizer, pieces, span_lengths=lengths, context_length=10**6, heal="space")
+    layout = lay_out(tokenizer, parts, span_lengths=lengths, context_length=10**6, heal="space")
     output = []
     for blank, length in enumerate(lengths):
         special = set(tokenizer.all_special_ids)
@@ -70,10 +70,10 @@ def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
             if index == 0 and layout.healed[blank].start:
                 bad = [t for t in range(len(own)) if not text_of(tokenizer, before, [t]).startswith(" ")]
                 allowed[bad] = -torch.inf
-            parts = bytes_of_tokens(tokenizer)
-            written = b"".join(parts[t] for t in fill)
+            token_bytes = bytes_of_tokens(tokenizer)
+            written = b"".join(token_bytes[t] for t in fill)
             likeliest = (t for t in allowed.argsort(descending=True).tolist() if allowed[t] > -torch.inf)
-            whole = (t for t in likeliest if keeps_characters(written + parts[t], length - 1 - index))
+            whole = (t for t in likeliest if keeps_characters(written + token_bytes[t], length - 1 - index))
             kept = list(islice(whole, top_k or 1))
             if draws is None:
                 (token,) = kept

@@ -26,14 +26,14 @@ EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtr
 
 
 def fingerprint(model: Any) -> list[np.ndarray]:
-    """What tells two models apart: weights in use, settings, tokenizer."""
+    """Return what distinguishes two models: weights in use, settings, tokenizer."""
     with torch.no_grad():
         logits = model(IDS).logits.numpy()
     return [logits, model.encode(["The cat"]), np.frombuffer(repr(model.magnet_settings).encode(), dtype=np.uint8)]
 
 
 def make_models(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Three saves of different files, each with its arguments."""
+    """Make three models whose saves have different files, each with its arguments."""
     plain = MagnetLlamaForCausalLM.from_pretrained(folder)
     sharded = MagnetLlamaForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def killed_save(save: Any, *, after_seconds: float | None = None, after_events: 
 
 
 def main(folder: str, old: str, new: str, how: str, kills: str) -> None:
-    """One kind of save over another, killed so many times."""
+    """Save one kind over another, and kill the save `kills` times."""
     disable_progress_bar()  # its lock is shared with children: one that is killed would keep it
     models = make_models(Path(folder))
     prints = {name: fingerprint(model) for name, (model, _) in models.items()}
@@ -107,7 +107,7 @@ def main(folder: str, old: str, new: str, how: str, kills: str) -> None:
 
 
 def describe(target: Path, prints: dict[str, list[np.ndarray]], *, old: str, new: str) -> str:
-    """What the directory is after a kill."""
+    """Return what the directory holds after a kill."""
     try:
         model = MagnetLlamaForCausalLM.from_pretrained(target)
     except ValueError as error:

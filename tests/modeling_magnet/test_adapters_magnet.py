@@ -132,7 +132,7 @@ def test_adapters_that_cannot_be_bypassed_raise(checkpoint, tiny_model):
         tiny_model.set_adapter_modes(BOUND)
     with pytest.raises(ValueError, match="Unknown mode 'off'"):
         tiny_model.set_adapter_modes(["off"])
-    with pytest.raises(ValueError, match=r"`modes` is 'infill'; expected a list of modes, such as \['infill'\]"):
+    with pytest.raises(ValueError, match=r"`modes` is 'infill'.*\['infill'\]"):
         tiny_model.set_adapter_modes("infill")
     model = adapt(checkpoint, bias="all")
     with pytest.raises(ValueError, match=r"biases of the base model \(bias='all'\)"):
@@ -284,7 +284,7 @@ def test_invalid_adapter_weights_raise_and_leave_the_model_unchanged(adapted, ch
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
-    with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be read .SafetensorError: "):
+    with pytest.raises(ValueError, match="adapter' cannot be read .SafetensorError"):
         model.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(model, "peft_config", None)
 
@@ -463,11 +463,11 @@ def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(a
 def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(checkpoint, tmp_path):
     model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.tokenizer.add_tokens(["<magnet>", "<needle>"])
-    with pytest.raises(ValueError, match="has 302 tokens, but the model embeds 300.*resize_token_embeddings"):
+    with pytest.raises(ValueError, match="302 tokens.*300.*resize_token_embeddings"):
         model.encode("A cat.")
     model.resize_token_embeddings(len(model.tokenizer))
     model.add_adapter(lora())
-    with pytest.raises(ValueError, match="resized from 300 to 302 tokens.*merge_adapter=True"):
+    with pytest.raises(ValueError, match="300 to 302 tokens.*merge_adapter=True"):
         model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     model.eval().save_pretrained(tmp_path / "merged", merge_adapter=True)

@@ -22,7 +22,7 @@ OPTIONS = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2}
 
 @pytest.fixture(params=[4, 8])
 def encoder(request, tiny_tokenizer, tmp_path):
-    """Such a base, with the window that its file has."""
+    """Write such a base, with the window of its file."""
     write_decoder(tmp_path / "base", "gemma3_text", tiny_tokenizer)
     edit(tmp_path / "base", use_bidirectional_attention=True, sliding_window=request.param)
     return tmp_path / "base"
@@ -34,7 +34,7 @@ def edit(folder, **values):
 
 
 def stock(folder, *, causal):
-    """The stock class, as the file says or with the flag off."""
+    """Load the stock class, as the file says or with the flag off."""
     encoder = Gemma3ForCausalLM.from_pretrained(folder).eval()
     if not causal:
         return encoder

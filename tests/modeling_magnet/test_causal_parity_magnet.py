@@ -11,14 +11,14 @@ PROMPTS = ["Once upon a time, there was", "The history of the city begins in the
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def twins(real_llama, request):
-    """The same weights in our class and in the stock one."""
+    """Load the same weights in our class and in the stock one."""
     arguments = {"attn_implementation": request.param}
     ours = MagnetLlamaForCausalLM.from_pretrained(real_llama, **arguments)
     return ours, LlamaForCausalLM.from_pretrained(real_llama, **arguments)
 
 
 def batch_of(tokenizer, *, padding_side):
-    """The prompts as one padded batch, or the longest alone."""
+    """Return the prompts as one padded batch, or the longest alone."""
     tokenizer.pad_token = tokenizer.eos_token
     texts = PROMPTS[1:2] if padding_side is None else PROMPTS
     return tokenizer(texts, return_tensors="pt", padding=True, padding_side=padding_side or "right").data

@@ -280,7 +280,7 @@ def test_a_dtype_may_be_passed_by_name(tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / name, dtype=name)
         assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
     for wrong in ("bf16", "int8", "nn", 16):
-        with pytest.raises(ValueError, match=f"`dtype={wrong!r}` is not a floating-point dtype"):
+        with pytest.raises(ValueError, match=f"`dtype={wrong!r}`"):
             tiny_model.save_pretrained(tmp_path / "wrong", dtype=wrong)
 
 
@@ -320,7 +320,7 @@ def test_saving_without_the_loaded_tokenizer_raises(tiny_model, tiny_config, tmp
     tiny_model.save_pretrained(tmp_path / "mine")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"The tokenizer at '.*mine', .* can no longer be read"):
+    with pytest.raises(ValueError, match=r"tokenizer at '.*mine'.*no longer be read"):
         loaded.save_pretrained(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     loaded.tokenizer = tiny_model.tokenizer

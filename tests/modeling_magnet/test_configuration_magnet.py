@@ -27,7 +27,7 @@ def test_settings_survive_a_round_trip():
         ({"prompts": {"a": 3}}, "`prompts` is {'a': 3}"),
         ({"prompts": ["a"]}, r"`prompts` is \['a'\]"),
         ({"prompts": None}, "`prompts` is None"),
-        ({"default_prompt_name": "other"}, r"'other', but the stored prompts are \[.*'sentence'\]"),
+        ({"default_prompt_name": "other"}, r"'other'.*\[.*'sentence'\]"),
         ({"default_prompt_name": ["a"]}, r"`default_prompt_name` is \['a'\]"),
         ({"pooling": "cls"}, "`pooling` is 'cls'"),
         ({"similarity_fn_name": "jaccard"}, "`similarity_fn_name` is 'jaccard'"),
@@ -45,7 +45,7 @@ def test_settings_survive_a_round_trip():
         ({"end_of_span": -1}, "`end_of_span` is -1"),
         ({"schema": "x"}, "`schema` is 'x'"),
         ({"schema": None}, "`schema` is None"),
-        ({"temperature": 0.1}, r"\['temperature'\] in 'here'; this version knows"),
+        ({"temperature": 0.1}, r"\['temperature'\] in 'here'"),
     ],
 )
 def test_invalid_settings_raise_and_name_their_source(values, message):

@@ -164,7 +164,7 @@ def test_a_model_trained_with_end_of_span_ends_its_fills(tiny_model):
 
 
 class Collector(TextStreamer):
-    """Collects the text that a TextStreamer would print."""
+    """Collect the text that a TextStreamer would print."""
 
     def __init__(self, tokenizer, **options):
         super().__init__(tokenizer, **options)

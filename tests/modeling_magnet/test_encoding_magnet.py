@@ -132,7 +132,7 @@ def test_a_prompt_without_room_for_text_raises(tiny_model, pooling):
     assert np.isfinite(vectors).all()
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
     for short, prompt in ((least - 1, "Find"), (None, "Find the cat " * 200)):
-        with pytest.raises(ValueError, match=r"BOS and the prompt 'Find.*leaves no room for a token of text and EOS"):
+        with pytest.raises(ValueError, match=r"BOS.*'Find"):
             tiny_model.encode("A cat.", prompt=prompt, pooling=pooling, max_length=short)
 
 
@@ -179,7 +179,7 @@ def test_inputs_that_are_not_texts_raise(tiny_model, inputs, message):
         ({"prompt": "\ud800"}, r"`prompt` .*surrogate"),
         ({"prompt": 3}, r"`prompt` is int \(3\)"),
         ({"prompt_name": ["a"]}, r"`prompt_name` is \['a'\]"),
-        ({"prompt_name": "sts"}, r"`prompt_name` is 'sts'; the model stores \['Biorxiv.*'sentence'\]"),
+        ({"prompt_name": "sts"}, r"'sts'.*\['Biorxiv.*'sentence'\]"),
         ({"prompt": "p", "prompt_name": "sentence"}, r"Both prompt='p' and prompt_name='sentence'"),
         ({"truncate_dim": 33}, r"`truncate_dim` is 33; .* from 1 to 32"),
         *(({"truncate_dim": value}, rf"`truncate_dim` is {value!r}") for value in (0, 2.5, "8", True)),
@@ -191,7 +191,7 @@ def test_inputs_that_are_not_texts_raise(tiny_model, inputs, message):
         ({"precision": "fp8"}, r"`precision` is 'fp8'"),
         ({"precision": "int8"}, r"precision='int8' takes each dimension's range"),
         ({"output_value": "words"}, r"`output_value` is 'words'"),
-        ({"output_value": None, "precision": "binary"}, r"precision='binary' was passed with output_value=None"),
+        ({"output_value": None, "precision": "binary"}, r"precision='binary'.*output_value=None"),
     ],
 )
 def test_invalid_encode_arguments_raise(tiny_model, options, message):
@@ -200,7 +200,7 @@ def test_invalid_encode_arguments_raise(tiny_model, options, message):
 
 
 def test_a_missing_tokenizer_or_eos_raises(tiny_config, tiny_model, tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"No tokenizer can be read at ''.*model.tokenizer ="):
+    with pytest.raises(ValueError, match=r"No tokenizer.*''.*model.tokenizer ="):
         MagnetLlamaForCausalLM(tiny_config).encode("a")
     without_eos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, bos_token="<s>")
     tiny_model.tokenizer = without_eos
@@ -318,7 +318,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_bos_that_overflows_float16_raises(overflowing, call):
-    with pytest.raises(RuntimeError, match=r"not finite, with .*float16.*dtype='bfloat16' or dtype='float32'"):
+    with pytest.raises(RuntimeError, match=r"float16.*dtype='bfloat16'.*dtype='float32'"):
         call(overflowing)
 
 
@@ -331,7 +331,7 @@ def test_non_finite_vectors_raise_after_a_passed_probe(tiny_model, monkeypatch, 
     """Return a token that only some texts contain: `A`."""
     (letter,) = tiny_model.tokenizer("A", add_special_tokens=False)["input_ids"]
     tiny_model.model.embed_tokens.weight.data[letter] = float("nan")
-    with pytest.raises(RuntimeError, match=r"vectors of \d of \d texts are not finite: texts 0 \('A cat"):
+    with pytest.raises(RuntimeError, match=r"of \d texts .*finite: texts 0 \('A cat"):
         call(tiny_model)
 
 
@@ -342,9 +342,9 @@ def test_texts_with_non_finite_vectors_are_listed(tiny_model, monkeypatch):
     tiny_model.model.embed_tokens.weight.data[letter] = float("inf")
     texts = ["the cat", "a Z", "the dog sat on the mat", "Z"]
     for arguments in ({"output_value": "token_embeddings"}, {"output_value": None}):
-        with pytest.raises(RuntimeError, match=r"2 of 4 texts are not finite: texts 1 \('a Z'\), 3 \('Z'\), with"):
+        with pytest.raises(RuntimeError, match=r"2 of 4 .*finite: texts 1 \('a Z'\), 3 \('Z'\)"):
             tiny_model.encode(texts, **arguments)
-    with pytest.raises(RuntimeError, match=r"1 of 3 texts are not finite: texts 1 \('a Z'\)"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 texts .*finite: texts 1 \('a Z'\)"):
         tiny_model.encode(texts)
     with pytest.raises(RuntimeError, match=r"texts 1 \('a Z'\), 3 \('Z'\)"):
         tiny_model.encode_words(texts)
@@ -356,14 +356,12 @@ def test_truncated_texts_are_counted_in_one_warning(tiny_model, monkeypatch):
     lengths = [len(tiny_model.tokenizer(text)["input_ids"]) + 1 for text in texts]
     lost = [length - 256 for length in lengths if length > 256]
     assert len(lost) == 2
-    told = (
-        rf"2 of 4 texts were longer than 256 tokens .* up to {max(lost)} tokens each \({sum(lost)} in total\)\. Split"
-    )
+    message = rf"2 of 4 .*256 tokens.* {max(lost)} tokens.*\({sum(lost)} in total"
     for output_value in ("sentence_embedding", "token_embeddings", None):
-        with pytest.warns(UserWarning, match=told) as caught:
+        with pytest.warns(UserWarning, match=message) as caught:
             tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
         assert len(caught) == 1 and caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"1 of 1 texts were longer than 20 tokens.*Raise `max_length` up to 256"):
+    with pytest.warns(UserWarning, match=r"1 of 1 .*20 tokens.*`max_length` up to 256"):
         tiny_model.encode(texts[3], prompt="", max_length=20)
     length = len(tiny_model.tokenizer("a " * 60)["input_ids"]) + 1
     with warnings.catch_warnings():
@@ -507,9 +505,9 @@ def test_token_rows_are_those_of_encode(tiny_model):
     ("name", "value", "message"),
     [
         ("prompts", {"query": 3}, r"'query'.* 3"),
-        ("prompts", {}, r"`default_prompt_name` is 'sentence', but the stored prompts are \[\]"),
+        ("prompts", {}, r"`default_prompt_name` is 'sentence'.*\[\]"),
         ("default_prompt_name", "nothing", r"`default_prompt_name` is 'nothing'"),
-        ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'; expected one of"),
+        ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'"),
         ("max_seq_length", 2, r"`max_seq_length` is 2; .* from 3 to 256"),
         ("max_seq_length", 300, r"`max_seq_length` is 300"),
         ("max_seq_length", None, r"`max_seq_length` is None"),
@@ -603,7 +601,7 @@ def test_encode_raises_if_the_mask_is_ignored(tiny_model, break_it, complaint):
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_states_that_are_not_finite_are_reported(tiny_model, number):
     tiny_model.model.layers[1].mlp.down_proj.weight.data[3, 4] = float(number)
-    with pytest.raises(RuntimeError, match=r"not finite, with .*'sdpa_magnet' on cpu in torch.float32"):
+    with pytest.raises(RuntimeError, match=r"not finite.*'sdpa_magnet' .*torch.float32"):
         tiny_model.encode("A cat.")
 
 

@@ -182,11 +182,11 @@ def test_blanks_equal_a_loop_of_full_mask_forwards(checkpoint, implementation):
     ours, _ = twins(checkpoint, implementation)
     text = "The cat [blank] on the mat, and the [blank] barked at the cat in the forest."
     output = ours.infill_blanks(text, max_new_tokens=[5, 7], return_dict_in_generate=True)
-    for gap, (tokens, logprobs) in zip(
+    for answers, (tokens, logprobs) in zip(
         output.fills[0], fill_by_loop(ours, text.split("[blank]"), [5, 7]), strict=True
     ):
-        assert gap[0].token_ids == tokens
-        torch.testing.assert_close(torch.tensor(gap[0].logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
+        assert answers[0].token_ids == tokens
+        torch.testing.assert_close(torch.tensor(answers[0].logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
 
 
 def test_an_embedding_does_not_depend_on_the_batch(checkpoint):
@@ -206,12 +206,12 @@ def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp
         ours.save_pretrained(tmp_path / model_type)
         expected[model_type] = [type(ours).__name__, ours.infill("The cat", " mat.", max_new_tokens=4)]
     program = (
-        "import json; from transformers import AutoModel; told = {}\n"
+        "import json; from transformers import AutoModel; results = {}\n"
         f"for name in {list(FAMILIES)}:\n"
         "    model = AutoModel.from_pretrained(name, trust_remote_code=True)\n"
-        "    told[name] = [type(model).__name__, model.infill('The cat', ' mat.', max_new_tokens=4)]\n"
+        "    results[name] = [type(model).__name__, model.infill('The cat', ' mat.', max_new_tokens=4)]\n"
         "    assert type(model).__module__.startswith('transformers_modules.'), 'the code of the checkpoint'\n"
-        "print(json.dumps(told))"
+        "print(json.dumps(results))"
     )
     assert json.loads(run_python(program, folder=tmp_path).splitlines()[-1]) == expected
 
@@ -219,7 +219,7 @@ def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp
 def test_a_family_without_a_class_raises(tmp_path):
     PreTrainedConfig.from_dict({"model_type": "gpt2"}).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=r"type 'gpt2'; there are MAGNET classes for \['gemma3_text'"):
+    with pytest.raises(ValueError, match=r"'gpt2'.*\['gemma3_text'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path)
 
 
@@ -236,5 +236,5 @@ def test_a_cache_without_positions_raises_with_sliding_windows(model_type):
     model = FAMILIES[model_type](make_config(model_type)).eval()
     ids, _ = make_batch(None)
     cache = model(ids, mode="causal", use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="sliding windows, .*mode='bidirectional' needs the positions"):
+    with pytest.raises(ValueError, match="sliding windows.*mode='bidirectional'"):
         model(ids[:, :1], past_key_values=cache, mode="bidirectional")

@@ -182,7 +182,7 @@ def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no
 
 
 class Doubled(nn.Linear):
-    """A head whose class is not `nn.Linear`."""
+    """Represent a head whose class is not `nn.Linear`."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(states)
@@ -230,7 +230,7 @@ def test_num_targets_below_the_count_raises():
         )
 
 
-# --- In the model ----------------------------------------------------------------------------------------------------
+# ---- In the model ----
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])

@@ -92,7 +92,7 @@ def test_a_newer_schema_warns(checkpoint):
     values = json.loads((checkpoint / "config.json").read_text())
     values["magnet"] |= {"schema": 2, "telepathy": True}
     (checkpoint / "config.json").write_text(json.dumps(values))
-    with pytest.warns(UserWarning, match=r"tiny' were written in schema 2; this code reads schema 1.*telepathy"):
+    with pytest.warns(UserWarning, match=r"tiny'.*schema 2.*schema 1.*telepathy"):
         model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     assert model.config.magnet["schema"] == 1 and "telepathy" not in model.config.magnet
     del values["magnet"]["schema"], values["magnet"]["telepathy"], values["magnet"]["adapter_modes"]
@@ -162,7 +162,7 @@ def test_invalid_adapter_settings_raise(tmp_path, content):
 def test_an_adapter_with_an_invalid_base_name_raises(tmp_path, key):
     values = {"base_model_name_or_path": "me/base", key: ["main"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=r"adapter_config.json of '.*' names .*\['main'\]"):
+    with pytest.raises(CheckpointError, match=r"adapter_config.json.*\['main'\]"):
         ModelSource(str(tmp_path), {}).adapter_base()
 
 

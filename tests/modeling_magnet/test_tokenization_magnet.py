@@ -201,7 +201,7 @@ def test_loading_a_plain_llama_finds_its_mask_token(wiki_7m, stories260k, babyll
         assert model.magnet_settings.mask_token == token
         assert model.magnet_settings.mask_token_id == model.tokenizer.convert_tokens_to_ids(token)
         assert model.config.magnet == model.magnet_settings.to_dict()
-    with pytest.raises(ValueError, match=r"No mask token.*vocabulary of 105.*Pass a rare token.*`mask_token`"):
+    with pytest.raises(ValueError, match=r"No mask token.*105.*rare.*`mask_token`"):
         MagnetLlamaForCausalLM.from_pretrained(babyllama)
     assert MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~").magnet_settings.mask_token == "~"
 
@@ -220,7 +220,7 @@ def test_a_mask_token_outside_the_vocabulary_raises(tiny_tokenizer, token):
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_raises(tiny_model, tiny_tokenizer):
     check_tokenizer_fits(tiny_tokenizer, 300)
-    with pytest.raises(ValueError, match=r"has 300 tokens, but the model embeds 299.*resize_token_embeddings"):
+    with pytest.raises(ValueError, match=r"300 tokens.*299.*resize_token_embeddings"):
         check_tokenizer_fits(tiny_tokenizer, 299)
     larger = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer)
     larger.add_tokens(["<new>"])

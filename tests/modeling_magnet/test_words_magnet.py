@@ -137,7 +137,7 @@ def test_the_first_token_of_a_later_window_is_the_output_of_the_token_before_it(
 def test_a_window_of_one_token_raises(tiny_model):
     assert tiny_model.encode_tokens("a", max_length=2).vectors.shape == (1, 32)
     assert len(tiny_model.encode_tokens("a b c", max_length=2, shift="same").vectors) > 1
-    with pytest.raises(ValueError, match=r"windows of 1 with shift='next'. Raise `max_length`.*shift='same'"):
+    with pytest.raises(ValueError, match=r"1 with shift='next'.*`max_length`"):
         tiny_model.encode_tokens("a b c", max_length=2)
 
 

@@ -130,6 +130,6 @@ def compare(passed: dict[tuple[str, str], bool]) -> list[str]:
     for case, name in stock:
         ours = (case.removesuffix("Stock") + "Ours", name)
         if not passed.get(ours, False) and name not in ALLOWED:
-            told = "fails" if ours in passed else "is skipped"
-            complaints.append(f"{ours[0]}::{name} {told}; it passes on the stock class")
+            outcome = "fails" if ours in passed else "is skipped"
+            complaints.append(f"{ours[0]}::{name} {outcome}; it passes on the stock class")
     return complaints

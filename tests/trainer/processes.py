@@ -28,7 +28,7 @@ CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transforme
 
 
 class KillAt(TrainerCallback):
-    """Kills the process at the end of a step, before that step's checkpoint."""
+    """Kill the process at the end of a step, before that step's checkpoint."""
 
     def __init__(self, step: int | None) -> None:
         self.step = step
@@ -39,7 +39,7 @@ class KillAt(TrainerCallback):
 
 
 class KeepGradients(TrainerCallback):
-    """Copies the gradients of every step before the optimizer sees them."""
+    """Copy the gradients of every step before the optimizer sees them."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []

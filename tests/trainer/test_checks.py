@@ -11,7 +11,7 @@ from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
 
 class TorchStream(IterableDataset):
-    """A stream with a length."""
+    """Represent a stream with a length."""
 
     def __len__(self):
         return 24
@@ -45,7 +45,7 @@ def test_stream_raises_with_remedy(tmp_path, name, given):
 def test_dataset_dict_raises(tmp_path):
     splits = DatasetDict({"train": Dataset.from_list(tiny_rows()), "test": Dataset.from_list(tiny_rows())})
     for name in ("train_dataset", "pair_dataset"):
-        with pytest.raises(ValueError, match=rf"`{name}` is datasets.DatasetDict of \['test', 'train'\]; pass one"):
+        with pytest.raises(ValueError, match=rf"`{name}` is datasets.DatasetDict.*\['test', 'train'\]"):
             tiny_trainer(tiny_args(tmp_path), **{name: splits})
 
 
@@ -71,14 +71,14 @@ def test_longest_row_is_found_in_a_large_data_set(tmp_path):
     ("changes", "message"),
     [
         ({"pair_dataset": None}, "weight sscl, but `pair_dataset` is missing"),
-        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
+        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` .*3 pairs.*4"),
         ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
         ({"train_dataset": []}, "`train_dataset` has no rows"),
         ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no input_ids"),
         ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "rows of 4 tokens.* longest .* has 3"),
         ({"processing_class": None}, "`processing_class` is missing"),
         ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),
-        ({"model": LlamaForCausalLM(tiny_model().config)}, "mode, segment_ids.* LlamaForCausalLM .*from_pretrained"),
+        ({"model": LlamaForCausalLM(tiny_model().config)}, "segment_ids.*LlamaForCausalLM.*from_pretrained"),
         ({"model": tiny_model(magnet={})}, "no mask token"),
         ({"model": tiny_model(vocab_size=43)}, "44 tokens, but the model embeds 43"),
     ],
@@ -99,9 +99,7 @@ def test_invalid_contrastive_max_length_raises(tmp_path, length, message):
 def test_end_of_span_beyond_the_model_positions_raises(tmp_path):
     rows = [{"input_ids": [1, *range(4, 33)]}] * 8
     args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
-    with pytest.raises(
-        ValueError, match="rows of 30 tokens with up to 2 spans need 92 positions, but the model has 64"
-    ):
+    with pytest.raises(ValueError, match="30 tokens.*2 spans.*92.*64"):
         tiny_trainer(args, train_dataset=rows)
     tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
 

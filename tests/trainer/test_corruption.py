@@ -41,7 +41,7 @@ def placements(length: int, lengths: tuple[int, ...]) -> set[tuple[tuple[int, in
     return found
 
 
-# --- sample_spans ----------------------------------------------------------------------------------------------------
+# ---- sample_spans ----
 
 
 @given(
@@ -140,7 +140,7 @@ def test_invalid_settings_raise_in_one_error():
         assert expected in str(error.value)
 
 
-# --- corrupt_row -----------------------------------------------------------------------------------------------------
+# ---- corrupt_row ----
 
 
 def reference_labels(input_ids: list[int], targets: list[bool]) -> list[int]:

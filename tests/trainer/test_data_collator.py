@@ -64,7 +64,7 @@ def unpad(batch: dict[str, Any]) -> list[dict[str, list[int]]]:
     return [{name: batch[name][row, :length].tolist() for name in batch} for row, length in enumerate(lengths)]
 
 
-# --- DataCollatorForMagnet -------------------------------------------------------------------------------------------
+# ---- DataCollatorForMagnet ----
 
 
 def test_a_batch_by_hand():
@@ -153,7 +153,7 @@ def test_row_without_tokens_raises():
         make_collator()([*make_rows([5]), {"input_ids": [], "row_id": 7, "epoch": 0}])
 
 
-# --- from_tokenizer --------------------------------------------------------------------------------------------------
+# ---- from_tokenizer ----
 
 
 def from_tokenizer(tokenizer, *, vocab_size: int = VOCAB_SIZE) -> DataCollatorForMagnet:
@@ -190,7 +190,7 @@ def test_a_pad_token_without_an_embedding_is_not_used():
     assert from_tokenizer(tokenizer, vocab_size=13).pad_token_id == EOS
 
 
-# --- DataCollatorForPairs --------------------------------------------------------------------------------------------
+# ---- DataCollatorForPairs ----
 
 PAIRS = [{"anchor": "a cat sat", "positive": "one cat"}, {"anchor": "a dog", "positive": "one dog ran and ran"}]
 

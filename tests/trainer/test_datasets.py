@@ -60,7 +60,7 @@ def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path):
     with pytest.raises(ValueError, match="`limit` is 0"):
         load_texts(tmp_path / "a.txt", limit=0)
     (tmp_path / "b.txt").write_text("\n  \n")
-    with pytest.raises(ValueError, match="2 rows hold nothing but whitespace in column 'text'"):
+    with pytest.raises(ValueError, match="2 rows .*whitespace in column 'text'"):
         load_texts(tmp_path / "b.txt")
 
 
@@ -144,10 +144,10 @@ def test_changed_arguments_do_not_use_cached_blocks(tmp_path, byte_tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_length": 17}, "`max_length` 17; expected .* at most 16 tokens"),
+        ({"max_length": 17}, "`max_length` 17.* at most 16"),
         ({"max_length": 3}, "`min_length` is 3 and `max_length` 3"),
         ({"max_length": 9, "min_length": 0}, "`min_length` is 0"),
-        ({"max_length": 9, "min_length": 8}, "None of the 1 texts has `min_length`=8 tokens.*concatenate=True"),
+        ({"max_length": 9, "min_length": 8}, "1 texts .*`min_length`=8.*concatenate=True"),
     ],
 )
 def test_invalid_lengths_raise(word_tokenizer, arguments, message):

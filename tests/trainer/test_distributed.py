@@ -30,13 +30,13 @@ def run_one(directory, **changes):
 
 
 def run_two(directory, **changes):
-    """Two processes with half of the batch each."""
+    """Run two processes with half of the batch each."""
     halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
     return run_together(2, directory=directory, **{**halves, **changes})
 
 
 def assert_a_killed_run_goes_on(directory, *, save_steps, **changes):
-    """Two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
+    """Check that two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
     whole, killed = directory / "whole", directory / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -146,7 +146,7 @@ def test_fsdp1_raises():
 def test_view_dropout_with_activation_checkpointing_raises():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
     configure_sharding(plugin)
-    with pytest.raises(ValueError, match="`view_dropout` is 0.3 and `fsdp_activation_checkpointing` is true"):
+    with pytest.raises(ValueError, match="`view_dropout` is 0.3.*`fsdp_activation"):
         configure_sharding(plugin, view_dropout=0.3)
 
 

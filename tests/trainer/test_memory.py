@@ -15,7 +15,7 @@ PHASES = ["1:1,0,1", "2:0.5,9,2"]
 
 
 class OneBackward(MagnetTrainer):
-    """A user's subclass that changes the loss."""
+    """Change the loss, as a user's subclass does."""
 
     factor = 1.0
 

@@ -55,15 +55,15 @@ def test_a_label_column_keeps_the_rows_that_hold_one(tmp_path, labels):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("label\ta\tb\n1\tx\ty\n", {}, "column 'label', which may mark .*`label_column='label'`"),
-        ("label\ta\tb\n0\tx\ty\n", {"label_column": "label"}, r"None of the 1 rows .* 1 in 'label' \(it holds \[0\]"),
+        ("label\ta\tb\n1\tx\ty\n", {}, "column 'label'.*`label_column='label'`"),
+        ("label\ta\tb\n0\tx\ty\n", {"label_column": "label"}, r"1 rows .* 1 in 'label' .*\[0\]"),
         ("a\tb\nx\ty\n", {"label_column": "same"}, "no column 'same'; its columns are 'a', 'b'"),
         ("a\tb\nx\ty\n", {"columns": ("a", "c")}, "no column 'c'; its columns are 'a', 'b'"),
-        ("a\tb\nx\ty\n", {"columns": ("a", "a")}, r"`columns` is \('a', 'a'\); expected two different names"),
-        ("a\tb\tc\nx\ty\tz\n", {}, r"columns of text \['a', 'b', 'c'\]; expected two"),
+        ("a\tb\nx\ty\n", {"columns": ("a", "a")}, r"`columns` is \('a', 'a'\).*different"),
+        ("a\tb\tc\nx\ty\tz\n", {}, r"\['a', 'b', 'c'\].*two"),
         ("a\tb\nx\t \n", {}, "None of the 1 rows .* has text in 'a' and 'b'"),
         ("a\tb\nx\ty\n", {"limit": -1}, "`limit` is -1; expected at least 1"),
-        ("a\tanchor\tpositive\nx\t1\ty\n", {}, r"Column 'anchor' .* expected strings.*: \['a', 'positive'\]"),
+        ("a\tanchor\tpositive\nx\t1\ty\n", {}, r"'anchor' .*strings.*\['a', 'positive'\]"),
     ],
 )
 def test_invalid_pairs_raise(tmp_path, content, arguments, message):
@@ -83,7 +83,7 @@ def test_long_lines_of_a_text_are_paired_with_themselves():
 
 
 def test_texts_without_a_long_line_raise():
-    with pytest.raises(ValueError, match="None of the 1 texts has a line of at least `min_words`=21 words"):
+    with pytest.raises(ValueError, match="1 texts .*`min_words`=21"):
         dropout_pairs(Dataset.from_dict({"text": ["too short"]}))
     with pytest.raises(ValueError, match="`min_words` is 0; expected at least 1"):
         dropout_pairs(Dataset.from_dict({"text": ["a"]}), min_words=0)
@@ -152,7 +152,7 @@ def test_a_file_cut_anywhere_is_completed_byte_for_byte(tiny_t5, tmp_path):
     ("changes", "message"),
     [
         ({"seed": 7}, "seed was 42 and is now 7"),
-        ({"batch_size": 2, "num_candidates": 3}, "batch_size was 4 and is now 2; num_candidates was 2 and is now 3"),
+        ({"batch_size": 2, "num_candidates": 3}, "batch_size was 4.*2.*num_candidates was 2.*3"),
         ({"texts": ["word1 word2 word3"] * 5}, "lines_sha256 was"),
     ],
 )

@@ -87,7 +87,7 @@ def test_no_pair_comes_twice_in_a_pass_nor_in_a_batch():
 
 
 class Pairs(list):
-    """Pairs that equal their indices."""
+    """Hold pairs that equal their indices."""
 
     def __init__(self):
         super().__init__(range(20))
@@ -120,7 +120,7 @@ def test_even_batches_cover_each_item_once(num_items, num_processes):
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(num_items))
 
 
-# --- row_generator ---------------------------------------------------------------------------------------------------
+# ---- row_generator ----
 
 
 @given(st.tuples(*[st.integers(0, 2**40)] * 3), st.tuples(*[st.integers(0, 2**40)] * 3))

@@ -59,7 +59,7 @@ def test_extra_cells_and_open_quotes_raise(tmp_path, text, first):
     (tmp_path / "b.csv").write_text(text)
     if first:
         (tmp_path / "a.csv").write_text(first)
-    with pytest.raises(ValueError, match=r"`source` begins with '.*\.csv'.* cannot be read as csv"):
+    with pytest.raises(ValueError, match=r"`source`.*\.csv'.*read as csv"):
         read_source(tmp_path, columns=["text"])
 
 
@@ -120,7 +120,7 @@ def test_empty_list_raises():
 
 
 def test_unknown_hub_id_raises():
-    with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name', .*cannot be read .*Check the spelling"):
+    with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name'.*spelling"):
         read_source("nobody/nothing-of-this-name")
 
 
@@ -130,10 +130,10 @@ def test_damaged_archives_and_invalid_bytes_raise(tmp_path):
         damaged = bytearray(raw)
         damaged[place] ^= 0xFF
         (tmp_path / "a.csv.gz").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"`source` begins with '.*a\.csv\.gz'.* cannot be read"):
+        with pytest.raises(ValueError, match=r"`source`.*a\.csv\.gz'.* cannot be read"):
             read_source(tmp_path / "a.csv.gz", columns=["text"])
     (tmp_path / "b.csv").write_bytes(b"id,text\n" + b"1,some text\n" * 200_000 + b"2,\xff\n")
-    with pytest.raises(ValueError, match=r"`source` begins with '.*b\.csv'.* cannot be read as csv"):
+    with pytest.raises(ValueError, match=r"`source`.*b\.csv'.*read as csv"):
         read_source(tmp_path / "b.csv", columns=["text"])
 
 
@@ -144,5 +144,5 @@ def test_rows_with_different_columns_raise(tmp_path):
     with pytest.raises(ValueError, match=message):
         read_source(tmp_path / "*.jsonl", columns=["text"])
     (tmp_path / "c.tsv").write_bytes(b'\0a\r\n","a\r\n","')
-    with pytest.raises(ValueError, match=r"(?s)c\.tsv', which cannot be read as csv .*1 new columns"):
+    with pytest.raises(ValueError, match=r"(?s)c\.tsv'.*read as csv.*1 new columns"):
         read_source(tmp_path / "c.tsv")

@@ -83,7 +83,7 @@ def test_a_list_of_strings_gives_the_blocks_of_a_data_set():
         ("one text", "`texts` is a string"),
         (["a", 3], r"`texts\[1\]` is int"),
         ([], "`texts` is empty"),
-        ({"train": ["a"]}, r"`texts` is builtins.dict of \['train'\]; pass one of them"),
+        ({"train": ["a"]}, r"`texts` is builtins.dict.*\['train'\]"),
         (None, "`texts` is builtins.NoneType, but"),
     ],
     ids=["stream", "iterator", "string", "number", "empty", "dict", "none"],

@@ -138,10 +138,10 @@ def test_another_file_than_the_adapters_raises_unless_requested(folder, tmp_path
     other = AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter", gguf_file="tiny.F32.gguf")
     assert other.has_adapter and other._weights_source.arguments["gguf_file"] == "tiny.F32.gguf"
     (folder / "tiny.F32.gguf").replace(folder / "tiny.Q8_0.gguf")
-    with pytest.raises(CheckpointError, match=r"was trained on 'tiny.Q8_0.gguf' of \d+ bytes; the file in .* has \d+"):
+    with pytest.raises(CheckpointError, match=r"'tiny.Q8_0.gguf' of \d+ bytes.* has \d+"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
     (folder / "tiny.Q8_0.gguf").unlink()
-    with pytest.raises(CheckpointError, match="its base cannot be read: `gguf_file` 'tiny.Q8_0.gguf'"):
+    with pytest.raises(CheckpointError, match="base.*`gguf_file` 'tiny.Q8_0.gguf'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
 
 

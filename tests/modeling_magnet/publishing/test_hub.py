@@ -25,15 +25,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM
 first = sys.argv[1]
-told = {}
+results = {}
 for name, where in (("new", {}), ("old", {"revision": first})):
     model = AutoModel.from_pretrained("me/mine", trust_remote_code=True, **where)
-    told[name] = [model.encode(["The cat sat."]).tolist(), model.infill("The cat", " mat.", max_new_tokens=4)]
-told["embedder"] = SentenceTransformer("me/mine").encode(["The cat sat."]).tolist()
+    results[name] = [model.encode(["The cat sat."]).tolist(), model.infill("The cat", " mat.", max_new_tokens=4)]
+results["embedder"] = SentenceTransformer("me/mine").encode(["The cat sat."]).tolist()
 stock = AutoModelForCausalLM.from_pretrained("me/mine", revision=first)
 assert type(stock).__module__.startswith("transformers.")
-told["stock"] = stock(torch.tensor([[1, 40, 41]])).logits.tolist()
-print(json.dumps(told))
+results["stock"] = stock(torch.tensor([[1, 40, 41]])).logits.tolist()
+print(json.dumps(results))
 """
 
 
@@ -167,16 +167,16 @@ def test_a_round_trip_over_http(hub, checkpoint, tiny_model, tmp_path):
     assert hub.commits(REPO)[0].title == "Second"
     assert tiny_model.config.magnet["prompts"] == before
 
-    told = as_user(hub, tmp_path, first)
+    results = as_user(hub, tmp_path, first)
     original = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     for name, model in (("new", tiny_model), ("old", original)):
-        assert told[name] == [
+        assert results[name] == [
             model.encode(["The cat sat."]).tolist(),
             model.infill("The cat", " mat.", max_new_tokens=4),
         ]
-    np.testing.assert_allclose(told["embedder"], told["new"][0], atol=1e-5)
+    np.testing.assert_allclose(results["embedder"], results["new"][0], atol=1e-5)
     with torch.no_grad():
-        assert told["stock"] == original(torch.tensor([[1, 40, 41]])).logits.tolist()
+        assert results["stock"] == original(torch.tensor([[1, 40, 41]])).logits.tolist()
 
 
 @pytest.mark.nightly

@@ -176,7 +176,7 @@ def test_a_lost_weak_adapter_is_detected_in_half_precision(checkpoint, tmp_path,
     assert max(largest_differences(model, load(checkpoint)).values()) < 0.2, "logits alone do not tell"
     model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
     monkeypatch.setattr(merging, "merged_weights", lambda model: load(checkpoint).state_dict())
-    with pytest.raises(ValueError, match="differ from the model in memory: .*_proj.weight is another tensor"):
+    with pytest.raises(ValueError, match="_proj.weight is another tensor"):
         model.save_pretrained(tmp_path / "lost", merge_adapter=True, dtype=dtype, max_shard_size=size)
     assert not (tmp_path / "lost").exists()
 
@@ -185,7 +185,7 @@ def test_unexpected_and_different_tensors_are_detected(tiny_model, checkpoint, t
     file = checkpoint / "model.safetensors"
     weights = load_file(file)
     save_file({**weights, "more": torch.ones(2)}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the files have \['more'\], which the model does not have"):
+    with pytest.raises(ValueError, match=r"files have \['more'\]"):
         verify_files(tiny_model, checkpoint, dtype=torch.float32)
     weights["model.norm.weight"] = weights["model.norm.weight"].double()
     save_file(weights, file, metadata={"format": "pt"})
@@ -223,16 +223,16 @@ def test_verification_is_available_for_any_save(tiny_model, checkpoint, tmp_path
 
 
 def test_invalid_merges_raise(tiny_model, checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="`merge_adapter=True` was passed, but this model has no adapter"):
+    with pytest.raises(ValueError, match="`merge_adapter=True`.*no adapter"):
         tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model = adapt(load(checkpoint), "linear")
     model.set_adapter_modes(["infill"])
-    with pytest.raises(ValueError, match=r"is only on in \['infill'\]; merged, it would be on in every"):
+    with pytest.raises(ValueError, match=r"only on in \['infill'\]"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.set_adapter_modes(None)
     model.add_adapter(lora(), adapter_name="second")
     model.set_adapter(["default", "second"])
-    with pytest.raises(ValueError, match=r"active adapters are \['default', 'second'\]; only one can be saved"):
+    with pytest.raises(ValueError, match=r"\['default', 'second'\].*only one"):
         model.save_pretrained(tmp_path / "adapter")
     nameless = MagnetLlamaForCausalLM(tiny_model.config)
     with pytest.raises(ValueError, match="stored with the name of its base"):

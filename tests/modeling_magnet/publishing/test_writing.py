@@ -76,7 +76,7 @@ def test_an_adapter_and_a_checkpoint_replace_each_other(checkpoint, tiny_model, 
 
 def test_an_unwritable_target_raises(tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/inner' could not be written .*choose another directory"):
+    with pytest.raises(ValueError, match=r"file/inner' could not be written"):
         tiny_model.save_pretrained(tmp_path / "file" / "inner")
     with pytest.raises(ValueError, match="'/proc/inner' could not be written"):
         tiny_model.save_pretrained("/proc/inner")
@@ -188,7 +188,7 @@ def test_a_blocking_directory_raises_before_anything_changes(tiny_model, tmp_pat
     tiny_model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").mkdir()
-    with pytest.raises(ValueError, match=r"tokenizer.json' blocks the file .* Nothing was changed"):
+    with pytest.raises(ValueError, match=r"tokenizer.json' .* Nothing was changed"):
         tiny_model.save_pretrained(tmp_path)
     assert (tmp_path / "config.json").is_file()
 
