@@ -146,9 +146,9 @@ def test_a_context_and_a_fill_are_text_too(tokenizer):
     ids = continuation_ids(tokenizer, " and </s> then")
     assert not special & set(ids) and tokenizer.decode(ids).strip() == "and </s> then"
     assert fill_ids(tokenizer, "<unk>", prefix="") == ids_of_characters(tokenizer, "<unk>")
-    pieces = lay_out(tokenizer, ["<s>He", "</s>."], span_lengths=[2], context_length=256).parts
-    assert pieces[0][0] == tokenizer.bos_token_id
-    assert not special & {*pieces[0][1:], *pieces[1]}
+    parts = lay_out(tokenizer, ["<s>He", "</s>."], span_lengths=[2], context_length=256).parts
+    assert parts[0][0] == tokenizer.bos_token_id
+    assert not special & {*parts[0][1:], *parts[1]}
     read = lay_out(tokenizer, ["<s>He", "</s>."], span_lengths=[2], context_length=256, split_special_tokens=False)
     assert read.parts[0][1] == tokenizer.bos_token_id and read.parts[1][0] == tokenizer.eos_token_id
 
