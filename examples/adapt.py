@@ -90,8 +90,8 @@ class AdaptArguments:
     )
     dtype: str | None = option(
         None,
-        "Dtype in which the weights are held. By default bfloat16 where `bf16` is true, the checkpoint holds them so "
-        "and adapters alone are trained; otherwise float32.",
+        "Dtype in which the weights are held. By default bfloat16 if `bf16` is true, the checkpoint is in bfloat16 "
+        "and only adapters are trained; otherwise float32.",
         choices=list(DTYPES),
     )
     text_column: str = option("text", "Column of the texts.")

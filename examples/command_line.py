@@ -158,7 +158,7 @@ def start(
         print(f"error: {in_lines(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        print("\nStopped. Finished work is kept; the same command resumes it.", file=sys.stderr)
         sys.exit(130)
     if isinstance(result, list) and result and all(getattr(record, "unavailable", None) for record in result):
         sys.exit(1)

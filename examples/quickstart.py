@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from transformers import AutoModel
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, require_extra, start
@@ -40,8 +41,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/quickstart"), help="folder of corpus, models and plots")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="decides the corpus, the weights and every draw")
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything: proves that it runs, no more")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the corpus, the weights and all draws")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to test that it runs")
     return parser.parse_args(arguments)
 
 
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     draw_attention(mask_panels(), MASK_TOKENS).savefig(masks)
     draw_objectives(curves, log_history)
     print(f"\n{rendered}\n\n{show_infills(exam, models)}\n")
+    show_calls(output_dir / "magnet")
     print(f"checkpoint: {output_dir / 'magnet'}\nplots: {masks}, {curves}")
     print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
@@ -76,6 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
     line, exit_code = verdict(accuracy, smoke=args.smoke, seconds=time.monotonic() - started)
     print(line)
     return exit_code
+
+
+def show_calls(checkpoint: Path) -> None:
+    """Open the checkpoint as a user would, and print what one model returns in each of its three modes."""
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+    prefix, suffix = TEXT.split("[blank]")
+    inputs = model.tokenizer(prefix, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    print(f"model.encode:   vectors of shape {model.encode([prefix, suffix]).shape}")
+    print(f"model.infill:   {prefix}<{model.infill(prefix, suffix, max_new_tokens=2)}>{suffix}")
+    print(f"model.generate: {model.tokenizer.decode(output[0], skip_special_tokens=True)}\n")
 
 
 def mask_panels() -> dict[str, tuple[torch.Tensor, list[int]]]:

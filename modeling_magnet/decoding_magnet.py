@@ -19,13 +19,14 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 from .attention_magnet import ReservedCache, call_decoder
-from .batching_magnet import pad_token_rows, to_device
+from .batching_magnet import to_device
 from .configuration_magnet import MagnetSettings
 from .masking_magnet import StepMasks, attention_pattern, layer_masks
 from .pooling_magnet import sentence_vectors
 from .sampling_magnet import Choice, TokenChooser, left_contexts
 from .spans_magnet import Span, SpanRow, decode_fill, fill_text
 from .spelling_magnet import ByteTokens
+from .tokenization_magnet import pad_token_rows
 
 # Closing quotes and brackets belong to the sentence. The white space after it distinguishes an end from a decimal
 # point. Scripts without spaces have their own full stops.

@@ -19,7 +19,6 @@ from .batching_magnet import (
     hidden_states,
     is_progress_hidden,
     pad_token_id,
-    pad_token_rows,
     probe_attention,
     token_budget,
 )
@@ -32,6 +31,7 @@ from .tokenization_magnet import (
     check_whole_number,
     context_length,
     longest_row,
+    pad_token_rows,
     prompt_length,
     tokenize_texts,
 )

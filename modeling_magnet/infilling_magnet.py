@@ -38,7 +38,6 @@ from .spans_magnet import (
     fill_text,
     lay_out,
     round_up,
-    space_to_heal,
     split_at_marks,
     split_at_ranges,
     token_texts,
@@ -154,7 +153,7 @@ def fill(
     if options.get("return_dict_in_generate"):
         raise ValueError("`return_dict_in_generate` is set, but `fill` returns text. Call `infill_blanks`.")
     texts = _split_texts(text, blank=blank, ranges=ranges)
-    checked = InfillOptions.from_arguments(model, {**options, "return_dict_in_generate": True})
+    checked = InfillOptions.from_arguments(model, options)
     filled: list[Any] = []
     for parts, blanks in zip(texts, infill_parts(model, texts, checked).fills, strict=True):
         variants = []
@@ -190,10 +189,11 @@ def rewrite(model: Any, text: str, start: int, end: int, **options: Any) -> Any:
     if options.get("max_new_tokens") is None and options.get("num_tokens") is None:
         if start == end:
             raise ValueError(f"The selection is empty (start == end == {start}). Pass `max_new_tokens`.")
-        tokenizer, reading = model.tokenizer, {"split_special_tokens": options.get("split_special_tokens", True)}
-        is_healed = options.get("heal", "space") is not None
-        space = space_to_heal(tokenizer, parts[0], is_first=True, **reading) if is_healed else ""
-        selected = fill_ids(tokenizer, space + text[start:end], prefix=parts[0], **reading)
+        reading: dict[str, Any] = {"split_special_tokens": options.get("split_special_tokens", True)}
+        heal = options.get("heal", InfillOptions.heal)
+        layout = lay_out(model.tokenizer, parts, span_lengths=[1], context_length=sys.maxsize, heal=heal, **reading)
+        whole = layout.healed[0].start + text[start:end] + layout.healed[0].end
+        selected = fill_ids(model.tokenizer, whole, prefix=parts[0], **reading)
         options = {**options, "max_new_tokens": max(len(selected), 1)}
     output = _fill_and_format(model, [parts], options)
     return output if isinstance(output, InfillOutput) else output[0][0]

@@ -25,9 +25,9 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from .batching_magnet import pad_token_rows
 from .spans_magnet import Span, decode_fill
 from .spelling_magnet import INVALID_STATE, ByteTokens, fitting_tokens
+from .tokenization_magnet import pad_token_rows
 
 # Scores held at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, and of 256 elsewhere.
 _CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26
@@ -346,7 +346,7 @@ class TokenChooser:
         end_probabilities = None
         if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
             end_probabilities = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
-        self._bar(scores, spans, indices)
+        self._exclude(scores, spans, indices)
         if self.uniforms is None:
             tokens = most_likely = self._most_likely(scores, spans, indices)
             if end_probabilities is not None:
@@ -374,7 +374,7 @@ class TokenChooser:
         if self.characters is not None:
             self.characters.to(device)
 
-    def _bar(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> None:
+    def _exclude(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> None:
         """Set the scores of all tokens that may not come next to minus infinity, in place."""
         scores.index_fill_(1, self.excluded, -torch.inf)
         if self.end_of_span_id is not None:

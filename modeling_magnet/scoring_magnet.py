@@ -17,7 +17,6 @@ from .batching_magnet import (
     evaluating,
     is_progress_hidden,
     pad_token_id,
-    pad_token_rows,
     plan_batches,
     probe_attention,
     to_device,
@@ -26,7 +25,7 @@ from .batching_magnet import (
 from .configuration_magnet import AttentionMode, MagnetSettings
 from .losses_magnet import IGNORE_INDEX
 from .spans_magnet import Fill, FilledText, Healing, SpanLayout, fill_ids, lay_out, round_up
-from .tokenization_magnet import check_pairs, check_texts
+from .tokenization_magnet import check_pairs, check_texts, pad_token_rows
 
 # Number of tokens after a span that count for the score of its length; chosen by hand.
 JOIN_TOKENS = 8

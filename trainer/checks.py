@@ -82,7 +82,7 @@ def _model_complaints(
     if missing:
         yield (
             f"The objectives need {', '.join(missing)}, which the forward of {type(model).__name__} does not accept. "
-            "Load the model with `MagnetLlamaForCausalLM.from_pretrained`."
+            "Load the model with `AutoMagnetForCausalLM.from_pretrained`."
         )
         return
     config: Any = model.config
@@ -90,7 +90,7 @@ def _model_complaints(
         yield "`processing_class` is missing; pass the tokenizer."
     if needs_mask_token and MagnetSettings.from_config(config).mask_token_id is None:
         yield (
-            "The model's config has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
+            "The model's config has no mask token. Load the model with `AutoMagnetForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `model.tokenizer`."
         )
     head = MagnetSettings.from_config(config).contrastive_head

@@ -46,7 +46,7 @@ def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, se
     return head
 
 
-def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> None:
+def save_training_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> None:
     """Write the weights of a head, if it has any, to `HEAD_FILE`.
 
     Every process must call this, since sharded weights are gathered; the one with `should_save` writes the file.
@@ -58,8 +58,8 @@ def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> N
 
 
 @torch.no_grad()
-def load_head(head: nn.Module, *, directory: str | Path) -> None:
-    """Load the weights that `save_head` wrote; each process keeps its shard.
+def load_training_head(head: nn.Module, *, directory: str | Path) -> None:
+    """Load the weights that `save_training_head` wrote; each process keeps its shard.
 
     Raises:
         ValueError: If there is no file.

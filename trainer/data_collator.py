@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.losses_magnet import IGNORE_INDEX
-from modeling_magnet.tokenization_magnet import special_ids, tokenize_texts
+from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
 from .corruption import CorruptionSettings, corrupt_row
 from .objectives import token_labels
@@ -104,7 +103,7 @@ class DataCollatorForMagnet:
         mask_token_id = MagnetSettings.from_config(model_config).mask_token_id
         if mask_token_id is None:
             raise ValueError(
-                "`model_config` has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` from "
+                "`model_config` has no mask token. Load the model with `AutoMagnetForCausalLM.from_pretrained` from "
                 "a folder with its tokenizer, or set `model.tokenizer`."
             )
         vocab_size = min(len(tokenizer), model_config.vocab_size)

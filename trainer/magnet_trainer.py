@@ -431,19 +431,19 @@ class MagnetTrainer(Trainer):
         """Save the contrastive head with the states that only resuming needs."""
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.is_deepspeed_enabled:
-            contrastive_head.save_head(self.head, directory=output_dir, should_save=self.args.should_save)
+            contrastive_head.save_training_head(self.head, directory=output_dir, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights and the head."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_deepspeed_enabled:
-            contrastive_head.load_head(self.head, directory=resume_from_checkpoint)
+            contrastive_head.load_training_head(self.head, directory=resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best weights and their head."""
         super()._load_best_model()
         if not self.is_deepspeed_enabled:
-            contrastive_head.load_head(self.head, directory=str(self.state.best_model_checkpoint))
+            contrastive_head.load_training_head(self.head, directory=str(self.state.best_model_checkpoint))
 
     # ---- The saved model and its card ----
 

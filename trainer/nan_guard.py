@@ -51,8 +51,11 @@ class NanGuard:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             norm = torch.nn.utils.get_total_norm(gradients)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             names.append("gradients")
-            values.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).to(values[0].device))
+            values.append(norm.to(values[0].device) if values else norm)
+        if not values:  # a subclass computes the loss, and another library scales the gradients
+            return
         self._steps.append(_Step(number, rows, names, torch.stack(values)))
 
     def check(self) -> None:

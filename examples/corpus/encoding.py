@@ -92,7 +92,7 @@ class ChunkEncoder:
         vectors = np.full((chunk.num_rows, self.facts.width), np.nan, dtype=self.args.output_dtype)
         if chunk.texts:
             with _repeatable(self.args.threads), np.errstate(over="ignore"):
-                vectors[chunk.places] = self.model.encode(
+                vectors[chunk.offsets] = self.model.encode(
                     chunk.texts,
                     prompt="" if self.facts.prompt is None else self.facts.prompt,
                     pooling=self.facts.pooling,
@@ -112,9 +112,9 @@ def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
     Args:
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
     """
-    for place in chunk.places:
-        if np.isnan(vectors[place, 0]):
-            yield Complaint(chunk.first_row + place, None, None, f"the vector is not finite in {vectors.dtype}")
+    for offset in chunk.offsets:
+        if np.isnan(vectors[offset, 0]):
+            yield Complaint(chunk.first_row + offset, None, None, f"the vector is not finite in {vectors.dtype}")
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ class Chunk:
     first_row: int
     num_rows: int
     texts: list[str] = field(default_factory=list)  # texts that can be encoded
-    places: list[int] = field(default_factory=list)  # their rows, counted from `first_row`
+    offsets: list[int] = field(default_factory=list)  # their rows, counted from `first_row`
     ids: list[str | None] = field(default_factory=list)  # of all rows, if ids are requested
     complaints: list[Complaint] = field(default_factory=list)
 
@@ -123,14 +123,14 @@ class Corpus:
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
         """Convert raw rows to texts and ids."""
         chunk = Chunk(index=index, first_row=first_row, num_rows=len(raw_rows))
-        for place, (file, line, raw) in enumerate(raw_rows):
+        for offset, (file, line, raw) in enumerate(raw_rows):
             record: Mapping[str, Any] = {}
             try:
                 record = self.format.record(raw)
                 chunk.texts.append(_text_of(record, self.text_column))
-                chunk.places.append(place)
+                chunk.offsets.append(offset)
             except CorruptRow as error:
-                chunk.complaints.append(Complaint(first_row + place, file, line, str(error)))
+                chunk.complaints.append(Complaint(first_row + offset, file, line, str(error)))
             if self.id_column is not None:
                 chunk.ids.append(_id_of(record, self.id_column))
         return chunk

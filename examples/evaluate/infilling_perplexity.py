@@ -25,7 +25,7 @@ from examples.command_line import raise_complaints, start
 from examples.evaluate.parts.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.parts.records import Record
-from examples.evaluate.parts.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
+from examples.evaluate.parts.span_rows import READINGS, RemovedSpans, block_rows, span_logprobs, story_row
 from examples.evaluate.parts.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.parts.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
@@ -46,7 +46,7 @@ def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[SpanRow]:
+def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[RemovedSpans]:
     """Remove a random sentence from each story; with `foreign`, follow it by the end of another story."""
     others = derange(len(stories), seed=seed) if foreign else None
     rows = []
@@ -58,7 +58,7 @@ def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, 
     return rows
 
 
-def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[SpanRow]:
+def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[RemovedSpans]:
     """Make blocks of joined paragraphs and remove spans from them."""
     blocks = texts_to_blocks(
         Dataset.from_dict({"text": paragraphs}),
@@ -74,7 +74,7 @@ def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Nam
     return block_rows(chosen, **SPANS, seed=args.seed, after=after)
 
 
-def measure(model: Any, rows: list[SpanRow], *, texts: int, reading: Any) -> Measurement:
+def measure(model: Any, rows: list[RemovedSpans], *, texts: int, reading: Any) -> Measurement:
     """Return the perplexity of the removed tokens."""
     by_row = span_logprobs(model, rows, reading=reading)
     tokens = sum(map(len, by_row))

@@ -4,12 +4,12 @@
     python examples/evaluate/mmlu.py --model "MAGNET, adapter off=ADAPTER" --reading adapter_off --preset smoke
     lm_eval run --model hf --model_args pretrained=DIR,dtype=float32 --tasks mmlu --num_fewshot 5 --batch_size 8
 
-The last line needs only lm-eval and a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
-as well, tasks, prompts, scoring and averages, weighed by questions, are lm-eval's. The paper states neither prompt nor
-examples; the 45.3 of its base is what the report on Llama 2 gives for five of them, so `--preset paper` puts five.
+The last command needs only lm-eval and a saved checkpoint (for an adapter: `pretrained=BASE,peft=ADAPTER`). This
+script uses lm-eval's tasks, prompts, scoring and averages, too. The paper does not state how many examples precede a
+question; `--preset paper` uses five, because the base's 45.3 is the five-shot figure of the Llama 2 report.
 
-Each group of subjects is a record of its own, and the average is computed from those of the groups: what was killed
-goes on at the group it was in. Prompts longer than the model's context lose their beginning; `truncated` counts them.
+Each group of subjects has its own record, so an interrupted run resumes at the group it was in. Prompts longer than
+the model's context lose their beginning; `truncated` counts them.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | Non
         except (OSError, ValueError) as error:  # the latter if only some subjects were downloaded before
             if questions is not None:
                 raise
-            raise NotAvailableError(f"{settings['data']} cannot be had from the Hub ({error})") from error
+            raise NotAvailableError(f"{settings['data']} cannot be read from the Hub ({error})") from error
         opened.groups[name] = evaluate_group(opened.lm, group, num_fewshot=args.num_fewshot, limit=args.limit)
         return opened.groups[name]
 

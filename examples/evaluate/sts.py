@@ -93,13 +93,13 @@ def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
     with open_text(file, newline="") as stream:
         # A quotation mark in a tab-separated file belongs to the sentence.
         lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
-        places = (0, 1, 2)
+        indices = (0, 1, 2)
         for number, cells in enumerate(lines, start=1):
             if number == 1 and set(columns) <= set(cells):
-                places = tuple(cells.index(column) for column in columns)  # type: ignore[assignment]
+                indices = tuple(cells.index(column) for column in columns)  # type: ignore[assignment]
                 continue
             try:
-                sentence1, sentence2, score = (cells[place] for place in places)
+                sentence1, sentence2, score = (cells[index] for index in indices)
                 yield StsPair(sentence1, sentence2, float(score))
             except (IndexError, ValueError) as error:
                 raise ValueError(

@@ -19,7 +19,7 @@ from examples.command_line import at_least, named_items, raise_complaints, start
 from examples.evaluate.parts.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.parts.options import add_limit, complaints_of, make_parser, model_complaints, parse
 from examples.evaluate.parts.records import Record
-from examples.evaluate.parts.span_rows import SpanRow, span_logprobs
+from examples.evaluate.parts.span_rows import RemovedSpans, span_logprobs
 from examples.evaluate.parts.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import bos_ids, context_length, text_ids
@@ -28,7 +28,7 @@ from trainer.metrics import perplexity
 from trainer.sources import local_files
 
 
-def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow]:
+def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[RemovedSpans]:
     """Split texts into windows in which every token counts except the first, which is BOS if the tokenizer has one."""
     front = bos_ids(tokenizer)
     step = size - len(front)
@@ -36,7 +36,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow
     for text in texts:
         ids = text_ids(tokenizer, text)
         cut = [front + ids[begin : begin + step] for begin in range(0, len(ids), step)]
-        rows += [SpanRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
+        rows += [RemovedSpans(window, [(1, len(window))]) for window in cut if len(window) > 1]
     return rows
 
 

@@ -4,11 +4,10 @@
     python examples/evaluate/word_probes.py --model "base, causal=DIR" --reading causal --data FOLDER
     python examples/evaluate/word_probes.py --model BERT-Large=google-bert/bert-large-cased
 
-A decoder is read bidirectionally unless `--reading causal` is given; any other model as an encoder. A word is the mean
-over its tokens, and a token is represented by the output before it; from left to right, where that has not read the
-token yet, and in an encoder by its own. The states of all words are computed once and serve the three probes.
-`accuracy` over words, in percent, is the paper's figure; `f1` is that of spans (see
-trainer/metric_modules/probe_scores.py).
+A decoder is read bidirectionally unless `--reading causal` is given; any other model is read as an encoder. The vector
+of a word is the mean of those of its tokens. In bidirectional mode, the output before a token represents it; in causal
+mode and in an encoder, its own output does. The states of all words are computed once for the three probes.
+`accuracy` over words, in percent, is the paper's figure; `f1` is that of spans (see `probe_scores`).
 """
 
 import argparse

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from examples.toy.language import THINGS, Story
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
-from modeling_magnet.tokenization_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
 from trainer.metrics import perplexity, repetition_n
 
 BATCH_SIZE = 64

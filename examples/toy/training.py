@@ -222,7 +222,7 @@ def _adapt_base(material: Material, output_dir: Path, *, budget: Budget, seed: i
     # The paper adapts seven billion parameters by LoRA (3e-5, 4200 steps); these few train in full, and faster.
     args = MagnetTrainingArguments(
         output_dir=str(folder),
-        loss_phases=[f"{budget.infill_steps}:1,0,1", f"{budget.contrastive_steps}:1,5,1"],
+        loss_phases=[f"{budget.infill_steps}: mntp=1 msg=1", f"{budget.contrastive_steps}: mntp=1 sscl=5 msg=1"],
         max_span_tokens=10,  # a missing sentence has 8 tokens
         causal_ratio=0.05,  # three rows of two batches; without MSG this base forgets to continue from the left
         contrastive_batch_size=BATCH_SIZE,

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from examples.evaluate.parts.prompted_infilling import PromptedInfiller
-from examples.evaluate.parts.span_rows import SpanRow, block_rows, span_logprobs, story_row
+from examples.evaluate.parts.span_rows import RemovedSpans, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
 
@@ -114,7 +114,7 @@ def test_spans_depend_on_the_seed_and_other_text_follows_each():
     others = [*blocks[1:], blocks[0][:25]]
     foreign = iter(block_rows(blocks, **SPANS, seed=1, after=others))
     for row, ids, other in zip(rows, blocks, others, strict=True):
-        assert row == SpanRow(ids, row.spans)
+        assert row == RemovedSpans(ids, row.spans)
         for number, (start, end) in enumerate(row.spans):
             alone = next(foreign)
             assert alone.spans == row.spans[: number + 1]

@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import normalize
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.batching_magnet import check_attention, pad_token_rows
+from modeling_magnet.batching_magnet import check_attention
 from modeling_magnet.configuration_magnet import SIMILARITIES
 from modeling_magnet.pooling_magnet import last_token_states
-from modeling_magnet.tokenization_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
 
 NOUNS = ("cat", "king", "river", "old house")
 VERBS = ("slept", "stood", "was seen", "sang")

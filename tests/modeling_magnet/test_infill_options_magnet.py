@@ -175,8 +175,9 @@ def test_min_new_tokens_bounds_a_fill_that_the_model_ends(tiny_model, do_sample)
     ("options", "message"),
     [
         ({"max_new_tokens": 3, "num_tokens": "auto"}, "`max_new_tokens` and `num_tokens`"),
-        ({"num_tokens": "any"}, "`num_tokens` is 'a'"),
-        ({"num_tokens": []}, "`num_tokens` is empty"),
+        ({"num_tokens": "any"}, "`num_tokens` is 'any'"),
+        ({"num_tokens": 5}, "`num_tokens` is 5"),
+        ({"num_tokens": []}, r"`num_tokens` is \[\]"),
         ({"num_tokens": [2, 0]}, "`num_tokens` is 0"),
         ({"max_new_tokens": 3, "num_return_sequence": 2}, "Did you mean `num_return_sequences`"),
         ({"max_new_tokens": 3, "num_return_sequences": 0}, "`num_return_sequences` is 0"),

@@ -355,6 +355,17 @@ def test_rewrite_uses_the_token_count_of_the_selection(small_model):
     assert small_model.rewrite(text, start, start + 4, logits_processor=barred) != fill
     inserted = small_model.rewrite(text, start, start, max_new_tokens=2)
     assert isinstance(inserted, str)
+
+
+@pytest.mark.parametrize("heal", ["token", "space", None])
+def test_rewrite_makes_room_for_healed_tokens(small_model, heal):
+    """Formerly, one token had to spell a whole word, the space before it and the full stop after it."""
+    text = "Lily went to the park."
+    start = text.index("park")
+    layout = lay_out(small_model.tokenizer, [text[:start], "."], span_lengths=[1], context_length=256, heal=heal)
+    whole = layout.healed[0].start + "park" + layout.healed[0].end
+    (answers,) = small_model.rewrite(text, start, start + 4, heal=heal, return_dict_in_generate=True).fills[0]
+    assert len(answers[0].token_ids) == len(continuation_ids(small_model.tokenizer, whole))
     with pytest.raises(ValueError, match=rf"start == end == {start}.*`max_new_tokens`"):
         small_model.rewrite(text, start, start)
     with pytest.raises(ValueError, match=r"`text`.*\(3, 99\)"):

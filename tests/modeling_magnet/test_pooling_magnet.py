@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.configuration_magnet import POOLINGS, SIMILARITIES
 from modeling_magnet.pooling_magnet import (
     PRECISIONS,
@@ -16,6 +15,7 @@ from modeling_magnet.pooling_magnet import (
     similarity_matrix,
     similarity_pairs,
 )
+from modeling_magnet.tokenization_magnet import pad_token_rows
 
 
 def by_loop(states, mask, *, pooling, prompt_length):

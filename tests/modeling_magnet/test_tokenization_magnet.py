@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
+from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
 from modeling_magnet.tokenization_magnet import (
     check_tokenizer_fits,
+    pad_token_rows,
     read_texts,
     resolve_mask_token,
     special_ids,

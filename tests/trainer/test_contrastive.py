@@ -1,5 +1,6 @@
 """Mini-batches of pairs equal whole batches: embeddings, gradients, forwards, padding and saved tensors."""
 
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_process_without_pairs_runs_the_same_number_of_mini_batches():
 def losses_and_gradients(
     batch: dict[str, Any], *, dropout: float = 0.0, recompute: bool = False
 ) -> list[torch.Tensor]:
-    trainer = tiny_trainer(tiny_args("unused", loss_phases=["1:0,1,0"]))
+    trainer = tiny_trainer(tiny_args(gettempdir(), loss_phases=["1:0,1,0"]))
     model = trainer.model.train()
     torch.manual_seed(1)
     anchors, positives = contrastive_embeddings(model, batch, head=trainer.head, dropout=dropout, recompute=recompute)
@@ -123,11 +124,11 @@ def test_mini_batches_log_the_same_losses_as_whole_batches(tmp_path):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("budget", [None, 3 * MAX_LENGTH])
-def test_forwards_of_a_step_do_not_synchronize(budget, recompute):
+def test_forwards_of_a_step_do_not_synchronize(budget, recompute, tmp_path):
     """Run on the meta device, where reading a value raises."""
     model, meta = tiny_model().to("meta").train(), torch.device("meta")
     rows = [{**row, "row_id": number, "epoch": 0} for number, row in enumerate(tiny_rows(3))]
-    batch = send_to_device(tiny_trainer(tiny_args("unused")).data_collator(rows), meta)
+    batch = send_to_device(tiny_trainer(tiny_args(tmp_path)).data_collator(rows), meta)
     pairs = send_to_device(collate(pairs_of([4, 9, 2]), mini_batch_tokens=budget), meta)
     joint = forward_targets(model, batch)
     loss = token_loss(joint.losses["mntp"], num_items=10) + token_loss(joint.losses["msg"], num_items=10)

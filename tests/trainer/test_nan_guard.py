@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from trainer import MagnetTrainer
 from trainer.nan_guard import NanGuard
 
 from .processes import call_together
-from .tiny import tiny_args, tiny_model, tiny_rows, tiny_trainer
+from .tiny import tiny_args, tiny_model, tiny_rows, tiny_tokenizer, tiny_trainer
 
 POISON = 43
 
@@ -102,6 +103,18 @@ def test_non_finite_gradient_raises(tmp_path):
 def test_finite_run_writes_no_report(tmp_path):
     tiny_trainer(tiny_args(tmp_path)).train()
     assert not list(tmp_path.glob("not-finite*"))
+
+
+def test_a_subclass_may_compute_the_loss_itself(tmp_path):
+    class OwnLoss(MagnetTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return model(inputs["input_ids"], labels=inputs["input_ids"]).loss
+
+    args = tiny_args(tmp_path, loss_phases=["2:1,0,1"])
+    OwnLoss(model=tiny_model(), args=args, train_dataset=tiny_rows(), processing_class=tiny_tokenizer()).train()
+    guard = NanGuard(tmp_path)
+    guard.end_step(1, [], [])
+    guard.check()
 
 
 def test_first_non_finite_step_is_reported(tmp_path):

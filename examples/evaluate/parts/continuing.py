@@ -11,9 +11,15 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.spans_magnet import decode_fill
-from modeling_magnet.tokenization_magnet import bos_ids, check_texts, context_length, read_texts, special_ids
+from modeling_magnet.tokenization_magnet import (
+    bos_ids,
+    check_texts,
+    context_length,
+    pad_token_rows,
+    read_texts,
+    special_ids,
+)
 
 
 class Continuation(NamedTuple):

@@ -10,11 +10,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import PROGRESS_FROM_BATCHES, pad_token_rows, plan_batches
+from modeling_magnet.batching_magnet import PROGRESS_FROM_BATCHES, plan_batches
 from modeling_magnet.infilling_magnet import check_pairs
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import Fill, decode_fill, fill_ids
-from modeling_magnet.tokenization_magnet import bos_ids, check_texts, special_ids, text_ids
+from modeling_magnet.tokenization_magnet import bos_ids, check_texts, pad_token_rows, special_ids, text_ids
 from trainer.metrics import split_sentences
 
 PromptFamily = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]

@@ -22,7 +22,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
-class SpanRow(NamedTuple):
+class RemovedSpans(NamedTuple):
     """One text as tokens, and its missing spans."""
 
     input_ids: list[int]
@@ -30,7 +30,9 @@ class SpanRow(NamedTuple):
     first_counted: int = 0  # spans before this index are missing, but do not count
 
 
-def story_row(tokenizer: Any, sentences: Sequence[str], index: int, *, after: Sequence[str] | None = None) -> SpanRow:
+def story_row(
+    tokenizer: Any, sentences: Sequence[str], index: int, *, after: Sequence[str] | None = None
+) -> RemovedSpans:
     """Remove sentence number `index` from a story; its three parts are tokenized separately, as in `score_infill`."""
     prefix = " ".join(sentences[:index])
     suffix = " ".join(sentences[index + 1 :] if after is None else after)
@@ -39,7 +41,7 @@ def story_row(tokenizer: Any, sentences: Sequence[str], index: int, *, after: Se
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
     fill = fill_ids(tokenizer, f" {sentences[index]}" if prefix else sentences[index], prefix=prefix)
     rest = continuation_ids(tokenizer, f" {suffix}") if suffix else []
-    return SpanRow([*before, *fill, *rest], [(len(before), len(before) + len(fill))])
+    return RemovedSpans([*before, *fill, *rest], [(len(before), len(before) + len(fill))])
 
 
 def block_rows(
@@ -50,7 +52,7 @@ def block_rows(
     max_span_tokens: int,
     seed: int,
     after: Sequence[list[int]] | None = None,
-) -> list[SpanRow]:
+) -> list[RemovedSpans]:
     """Remove spans from blocks of tokens, depending on the seed and the index of each block.
 
     With `after`, another block for each block, every span gets a row of its own that continues with the other block's
@@ -66,16 +68,16 @@ def block_rows(
             generator=row_generator(seed, epoch=0, row_id=number),
         )
         if after is None:
-            rows.append(SpanRow(list(ids), spans))
+            rows.append(RemovedSpans(list(ids), spans))
             continue
         for index, (_, end) in enumerate(spans):
-            rows.append(SpanRow([*ids[:end], *after[number][end:]], spans[: index + 1], first_counted=index))
+            rows.append(RemovedSpans([*ids[:end], *after[number][end:]], spans[: index + 1], first_counted=index))
     return rows
 
 
 @torch.no_grad()
 def span_logprobs(
-    model: Any, rows: Sequence[SpanRow], *, reading: Reading, desc: str = "Reading"
+    model: Any, rows: Sequence[RemovedSpans], *, reading: Reading, desc: str = "Reading"
 ) -> list[list[float]]:
     """Return for each row the log-probabilities in nats of its missing tokens that count.
 
@@ -111,7 +113,7 @@ class _RowInput(NamedTuple):
     targets: list[int]  # indices of the tokens that count
 
     @classmethod
-    def of(cls, row: SpanRow, *, multiple: int) -> "_RowInput":
+    def of(cls, row: RemovedSpans, *, multiple: int) -> "_RowInput":
         """Make the input of a row; after each span, positions resume at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments = list(range(length)), [0] * length
