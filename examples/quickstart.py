@@ -84,8 +84,7 @@ def show_calls(checkpoint: Path) -> None:
     """Open the checkpoint as a user would, and print what one model returns in each of its three modes."""
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
     prefix, suffix = TEXT.split("[blank]")
-    inputs = model.tokenizer(prefix, return_tensors="pt", return_token_type_ids=False)
-    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    output = model.generate(**model.tokenizer(prefix, return_tensors="pt"), max_new_tokens=8, do_sample=False)
     print(f"model.encode:   vectors of shape {model.encode([prefix, suffix]).shape}")
     print(f"model.infill:   {prefix}<{model.infill(prefix, suffix, max_new_tokens=2)}>{suffix}")
     print(f"model.generate: {model.tokenizer.decode(output[0], skip_special_tokens=True)}\n")

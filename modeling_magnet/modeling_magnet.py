@@ -447,8 +447,8 @@ class MagnetMixin(_Host):
         A checkpoint contains the stock class's weights and config, our code, the tokenizer, the sidecar files of
         sentence-transformers, and the contrastive head, if any, in its own file. An adapter contains PEFT's files, our
         settings and the tokenizer. The installed package writes all files beside the target and moves them into
-        place, the config last; without it, remote code writes no card and no sidecars. If sentence-transformers saves the
-        model, it writes these itself.
+        place, the config last; without it, remote code writes no card and no sidecars. If sentence-transformers saves
+        the model, it writes these itself.
 
         Args:
             save_directory (`str` or `os.PathLike`): Created, or overwritten file by file.
