@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # Busy-waiting threads slow a tiny model down many times if other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,7 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from transformers import AutoModel
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, require_extra, start
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     draw_attention(mask_panels(), MASK_TOKENS).savefig(masks)
     draw_objectives(curves, log_history)
     print(f"\n{rendered}\n\n{show_infills(exam, models)}\n")
-    show_calls(output_dir / "magnet")
+    show_calls(models.magnet)
     print(f"checkpoint: {output_dir / 'magnet'}\nplots: {masks}, {curves}")
     print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
@@ -80,9 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code
 
 
-def show_calls(checkpoint: Path) -> None:
-    """Open the checkpoint as a user would, and print what one model returns in each of its three modes."""
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+def show_calls(model: Any) -> None:
+    """Print what the saved model, opened by `AutoModel`, returns in each of its three modes."""
     prefix, suffix = TEXT.split("[blank]")
     output = model.generate(**model.tokenizer(prefix, return_tensors="pt"), max_new_tokens=8, do_sample=False)
     print(f"model.encode:   vectors of shape {model.encode([prefix, suffix]).shape}")

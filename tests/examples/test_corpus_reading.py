@@ -33,7 +33,7 @@ def rows_of(chunks):
     texts = {
         chunk.first_row + place: text
         for chunk in chunks
-        for place, text in zip(chunk.places, chunk.texts, strict=True)
+        for place, text in zip(chunk.offsets, chunk.texts, strict=True)
     }
     return texts, {complaint.row: complaint for chunk in chunks for complaint in chunk.complaints}
 
@@ -67,7 +67,7 @@ def test_all_formats_yield_the_same_texts_in_chunks(tmp_path, name):
 def test_quoted_csv_cells_and_literal_tsv_quotes_are_read(tmp_path):
     (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines"\n\n2\n3,last\n')
     (chunk,) = read(tmp_path / "a.csv", chunk_size=9, id_column="id")
-    assert (chunk.texts, chunk.places, chunk.ids) == (["two\nlines", "last"], [0, 2], ["1", "2", "3"])
+    assert (chunk.texts, chunk.offsets, chunk.ids) == (["two\nlines", "last"], [0, 2], ["1", "2", "3"])
     (complaint,) = chunk.complaints
     assert (complaint.row, complaint.line, complaint.reason) == (1, 5, "no column 'text'")
     (tmp_path / "a.tsv").write_text('id\ttext\n1\t"so\n')
