@@ -61,7 +61,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dtype", default="float32", choices=["float32", "float16"], help="dtype of the stored vectors"
     )
-    parser.add_argument("--attn_implementation", choices=MASKED_BACKENDS, help="attention back-end; by default the model's")
+    parser.add_argument("--attn_implementation", choices=MASKED_BACKENDS, help="back-end; the model's own if left out")
     parser.add_argument("--prompt", help="instruction before each text; '' for none")
     parser.add_argument("--prompt_name", help="name of an instruction stored with the model")
     parser.add_argument("--pooling", choices=POOLINGS, help="by default the model's own")
