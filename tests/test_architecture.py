@@ -1,6 +1,7 @@
 """Test rules about the source: the direction of imports, and what the Hub can resolve."""
 
 import ast
+import configparser
 import functools
 import re
 import sys
@@ -61,6 +62,23 @@ def test_imports_follow_the_layering(file):
     folder = file.relative_to(REPOSITORY).parts[0]
     allowed = MAY_IMPORT.get(folder, OURS - {"tests"})
     assert absolute_imports(file) & OURS <= allowed
+
+
+@pytest.mark.parametrize("file", PACKAGE_FILES, ids=relative)
+def test_imports_of_a_module_are_requirements(file):
+    """Check setup.cfg, because the tests' own environment has more packages than a user's."""
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    required = {re.split("[<>=]", line)[0] for line in settings["options"]["install_requires"].split()} | {"yaml"}
+    if file.name == "mteb_encoder.py" or file.parent.name == "metric_modules":  # imported only by name
+        required |= {"mteb", "evaluate", "datasets", "sklearn", "seqeval"}
+    names = set()
+    for node in parse(file).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module).split(".")[0])
+    assert names - set(sys.stdlib_module_names) - OURS <= required
 
 
 @pytest.mark.parametrize("name", ["corruption", "metrics"])

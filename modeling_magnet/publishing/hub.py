@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..sources_magnet import CARD, CheckpointError, first_line
 from .card import MARK, card_bytes, parse_card, read_card, rename_card, with_tags
 from .writing import stale_files
+
+# The base of all errors of the HTTP library in use, which is httpx, or httpx2 from huggingface_hub 2 on.
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def push_model(
@@ -49,7 +51,7 @@ def push_model(
                 # Exact names, because a `*` would match files in subfolders, too.
                 delete_patterns=stale_files(present, new),
             )
-    except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
+    except (HTTPError, HFValidationError, ConnectionError) as error:
         raise CheckpointError(
             f"{repo_id!r} was not pushed: {first_line(error).removesuffix('.')}. Check the name, the network, and the "
             "token's write permission. No file of the repository was changed."
