@@ -85,7 +85,7 @@ def show_calls(model: Any) -> None:
     prefix, suffix = TEXT.split("[blank]")
     output = model.generate(**model.tokenizer(prefix, return_tensors="pt"), max_new_tokens=8, do_sample=False)
     print(f"model.encode:   vectors of shape {model.encode([prefix, suffix]).shape}")
-    print(f"model.infill:   {prefix}<{model.infill(prefix, suffix, max_new_tokens=2)}>{suffix}")
+    print(f"model.infill:   {prefix}<{model.infill(prefix, suffix, max_new_tokens=1)}>{suffix}")
     print(f"model.generate: {model.tokenizer.decode(output[0], skip_special_tokens=True)}\n")
 
 
