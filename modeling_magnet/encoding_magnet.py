@@ -26,13 +26,12 @@ from .configuration_magnet import POOLINGS, MagnetSettings, Pooling
 from .pooling_magnet import PRECISIONS, Precision, quantize_embeddings, sentence_vectors
 from .tokenization_magnet import (
     check_choice,
-    check_prompt_fits,
     check_texts,
     check_whole_number,
+    checked_prompt_length,
     context_length,
     longest_row,
     pad_token_rows,
-    prompt_length,
     tokenize_texts,
 )
 
@@ -157,12 +156,12 @@ class _EncodeCall:
     ) -> None:
         settings, tokenizer = MagnetSettings.from_config(model.config), model.tokenizer
         self.model, self.tokenizer, self.texts = model, tokenizer, texts
-        prompt = settings.choose_prompt(prompt=prompt, prompt_name=prompt_name)
-        longest = longest_row(model.config, tokenizer, max_length)
-        self.reading: dict[str, Any] = {"prompt": prompt, "max_length": longest}
-        self.reading["split_special_tokens"] = split_special_tokens
-        check_prompt_fits(tokenizer, **self.reading)
-        self.prompt_length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
+        self.reading: dict[str, Any] = {
+            "prompt": settings.choose_prompt(prompt=prompt, prompt_name=prompt_name),
+            "max_length": longest_row(model.config, tokenizer, max_length),
+            "split_special_tokens": split_special_tokens,
+        }
+        self.prompt_length = checked_prompt_length(tokenizer, **self.reading)  # tokens that a mean excludes
         self.num_removed: list[int] = []  # tokens removed from each truncated text
         self.pooling: Pooling = settings.pooling if pooling is None else pooling
         check_choice(self.pooling, POOLINGS, name="pooling")

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -187,7 +187,7 @@ class InfillOptions:
         for name in ("batch_size", "chunk_size"):
             check_whole_number(getattr(self, name), name=name, minimum=1)
         if lengths is not None and lengths != "auto":
-            if isinstance(lengths, str) or not isinstance(lengths, Iterable) or not (lengths := list(lengths)):
+            if isinstance(lengths, str) or not isinstance(lengths, Collection) or not len(lengths):
                 raise ValueError(f"`num_tokens` is {lengths!r}; expected a list of lengths to try, or 'auto'.")
             for length in lengths:
                 check_whole_number(length, name="num_tokens", minimum=1)

@@ -270,10 +270,10 @@ def _check_row_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> No
         raise ValueError(f"`max_length` is {max_length}; expected at least {SHORTEST_ROW} (BOS, one token, EOS).")
 
 
-def check_prompt_fits(
+def checked_prompt_length(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
-) -> None:
-    """Raise if BOS, prompt and EOS leave no space for a token of text, because all embeddings would be equal."""
+) -> int:
+    """Return `prompt_length`; raise if it leaves no space for text and EOS, because all embeddings would be equal."""
     _check_row_length(tokenizer, max_length)
     length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
     if length and length + 2 > max_length:
@@ -281,6 +281,7 @@ def check_prompt_fits(
             f"BOS and the prompt {prompt!r:.60} take {length} of {max_length} tokens, which leaves no room for a "
             "token of text and EOS. Shorten the prompt, or raise `max_length` up to the context length."
         )
+    return length
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, split_special_tokens: bool = True) -> int:

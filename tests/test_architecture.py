@@ -31,10 +31,10 @@ def parse(file):
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def absolute_imports(file):
-    """Return the top-level names of every absolute import, including those inside functions."""
+def absolute_imports(file, *, inside_functions=True):
+    """Return the packages of absolute imports; without those inside blocks, what importing the file needs."""
     names = set()
-    for node in ast.walk(parse(file)):
+    for node in ast.walk(parse(file)) if inside_functions else parse(file).body:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -72,12 +72,7 @@ def test_imports_of_a_module_are_requirements(file):
     required = {re.split("[<>=]", line)[0] for line in settings["options"]["install_requires"].split()} | {"yaml"}
     if file.name == "mteb_encoder.py" or file.parent.name == "metric_modules":  # imported only by name
         required |= {"mteb", "evaluate", "datasets", "sklearn", "seqeval"}
-    names = set()
-    for node in parse(file).body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(str(node.module).split(".")[0])
+    names = absolute_imports(file, inside_functions=False)
     assert names - set(sys.stdlib_module_names) - OURS <= required
 
 

@@ -18,7 +18,7 @@ from examples.corpus.reading import Chunk, Complaint, describe_files
 from modeling_magnet import AutoMagnetForCausalLM, MagnetSettings
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ModelSource
-from modeling_magnet.tokenization_magnet import check_prompt_fits, context_length
+from modeling_magnet.tokenization_magnet import checked_prompt_length, context_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def inspect_model(args: argparse.Namespace) -> ModelFacts:
         if value is not None and value > most:
             raise ValueError(f"`--{name}` is {value}; this model has {most}. Pass at most that.")
     prompt = settings.choose_prompt(prompt=args.prompt, prompt_name=args.prompt_name)
-    check_prompt_fits(tokenizer, prompt=prompt, max_length=args.max_length or context)
+    checked_prompt_length(tokenizer, prompt=prompt, max_length=args.max_length or context)
     return ModelFacts(
         width=width,
         prompt=prompt,

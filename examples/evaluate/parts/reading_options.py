@@ -23,7 +23,7 @@ from modeling_magnet import FAMILIES
 from modeling_magnet.configuration_magnet import PAPER_PROMPTS
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ModelSource
-from modeling_magnet.tokenization_magnet import check_prompt_fits, context_length
+from modeling_magnet.tokenization_magnet import checked_prompt_length, context_length
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +144,6 @@ def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> 
         ModelSource(path, {}).config_values()
         return
     config, tokenizer = open_without_weights(path)
-    check_frame = check_echo_prompt_fits if group.reading == "echo" else check_prompt_fits
+    check_frame = check_echo_prompt_fits if group.reading == "echo" else checked_prompt_length
     for prompt in dict.fromkeys(prompt_of(group, task) for task in tasks):
         check_frame(tokenizer, prompt=prompt, max_length=context_length(config, tokenizer))
