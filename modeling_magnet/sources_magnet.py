@@ -131,7 +131,7 @@ class ModelSource:
 
     path: str
     arguments: dict[str, Any]
-    # The name to store in files: the short name for a directory in the cache, otherwise the path.
+    # The name to store in files: the Hub id for a packaged base, otherwise the path.
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,10 +141,9 @@ class ModelSource:
         with wrap_read_errors(f"The packaged model {self.path!r}"):
             location = bases.locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
         if location is not None:
-            path, is_cached = location
+            path, hub_id = location
             object.__setattr__(self, "path", path)
-            if not is_cached:
-                object.__setattr__(self, "name", path)
+            object.__setattr__(self, "name", hub_id)
 
     @property
     def directory(self) -> Path | None:
@@ -220,6 +219,8 @@ class ModelSource:
                 "directory or Hub id as `base_model_name_or_path`."
             )
         arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
+        if bases is not None and revision is None:
+            base = bases.SHORT_NAMES.get(base, base)  # an installed package needs no network
         try:
             source = ModelSource(base, arguments | ({"revision": revision} if revision else {}))
             if bases is not None:

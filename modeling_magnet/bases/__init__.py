@@ -3,8 +3,11 @@
 from . import gguf as gguf
 from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
+# Adapters store the Hub id, which other libraries know; here it finds the installed package.
+SHORT_NAMES = {HUB_ID: NAME}
 
-def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
+
+def locate(name: str, *, on_hub: bool = False) -> tuple[str, str] | None:
     """Resolve the short name of a packaged base.
 
     Args:
@@ -12,8 +15,8 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
         on_hub (`bool`): Whether to skip the package, because the caller named a revision or a file of the Hub.
 
     Returns:
-        `tuple[str, bool]`, *optional*: the cached checkpoint of the installed package and `True`, otherwise the Hub id
-        and `False`.
+        `tuple[str, str]`, *optional*: where to read the base, and its Hub id. The first is the cached checkpoint of
+        the installed package, otherwise the Hub id as well.
 
     Raises:
         OSError: If the installed package is damaged, or the cache cannot be written.
@@ -21,4 +24,4 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
     if name != NAME:
         return None
     checkpoint = None if on_hub else packaged_checkpoint()
-    return (HUB_ID, False) if checkpoint is None else (str(checkpoint), True)
+    return (HUB_ID if checkpoint is None else str(checkpoint), HUB_ID)

@@ -15,8 +15,6 @@ from ..sources_magnet import CARD, CONFIG, CheckpointError
 # Marks generated cards. Cards without it are hand-written, and are never replaced.
 MARK = "<!-- written by magnet"
 NOT_RECORDED = "Not recorded: this card was written only from the model."
-# Hub ids of packaged bases.
-_ON_HUB = {"gemma-3-270m": "google/gemma-3-270m"}
 # Smallest vocabulary of a Gemma model by Google; other models may share the architecture.
 _GEMMA_VOCABULARY = 256_000
 _GEMMA_NOTICE = """
@@ -147,7 +145,6 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
     is_adapter = bool(model.has_adapter) and not merged
     adapters = (getattr(model, "peft_config", None) or {}).values()
     base = facts.base_model or next((adapter.base_model_name_or_path for adapter in adapters), None)
-    base_id = _ON_HUB.get(base or "", base)
     # Do not publish local directories.
     shown = base if not base or is_hub_id(base) else _one_line(Path(base).name).replace("`", "'")
     use = _USE_ADAPTER if is_adapter else _USE_CHECKPOINT
@@ -159,13 +156,13 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         license=facts.license or ("gemma" if of_gemma else None),
         library_name="peft" if is_adapter else "transformers",
         tags=["magnet", "text-embeddings", "infilling", "sentence-transformers"],
-        base_model=base_id if is_hub_id(base_id) else None,
+        base_model=base if is_hub_id(base) else None,
         datasets=list(facts.datasets) or None,
         pipeline_tag="text-generation" if is_adapter else "feature-extraction",
         model_name=name,
         # JSON, and therefore the Hub, has only finite numbers.
         eval_results=[result for result in facts.results if math.isfinite(result.metric_value)] or None,
-        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base_id) else None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base) else None,
     )
     results = []
     for result in facts.results:

@@ -38,7 +38,7 @@ def read_with_masks(model, ids, *, keep, **masks):
 
 
 def test_it_loads_as_a_plain_model(gemma):
-    assert gemma.config._name_or_path == "gemma-3-270m" and not hasattr(gemma.config, "quantization_config")
+    assert gemma.config._name_or_path == "google/gemma-3-270m" and not hasattr(gemma.config, "quantization_config")
     assert (gemma.magnet_settings.mask_token, len(gemma.tokenizer)) == ("<mask>", 262_144)
     assert gemma.config.sliding_window == WINDOW and gemma.dtype == torch.float32
     assert gemma._weights_source.gguf() is None, "it was converted"

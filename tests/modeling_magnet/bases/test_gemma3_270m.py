@@ -27,7 +27,7 @@ pytest.importorskip("gguf", reason="GGUF files are read and written by the packa
 from tests.adapters import add_lora
 from tests.gguf_files import SHAPE, write_gguf
 
-NAME = "gemma-3-270m"
+NAME, HUB_ID = "gemma-3-270m", "google/gemma-3-270m"
 IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
 
 
@@ -98,7 +98,7 @@ def test_it_opens_as_the_gguf_file_does(package, gguf_file, dtype):
     assert not hasattr(opened.config, "quantization_config")
     ours, theirs = (model.config.to_dict() for model in (opened, expected))
     assert ours.pop("architectures") == ["LlamaForCausalLM"] and theirs.pop("architectures") is None
-    assert ours.pop("_name_or_path") == NAME and theirs.pop("_name_or_path") == str(gguf_file.parent)
+    assert ours.pop("_name_or_path") == HUB_ID and theirs.pop("_name_or_path") == str(gguf_file.parent)
     assert ours == theirs and opened.generation_config.to_dict() == expected.generation_config.to_dict()
     assert opened.tokenizer.backend_tokenizer.to_str() == expected.tokenizer.backend_tokenizer.to_str()
     assert opened.tokenizer.special_tokens_map == expected.tokenizer.special_tokens_map
@@ -117,11 +117,11 @@ def test_config_and_tokenizer_are_found_by_the_short_name(package):
     assert config.vocab_size == len(tokenizer) == 300
 
 
-def test_an_adapter_over_the_short_name_opens_over_it_and_over_a_directory(package, tmp_path):
+def test_an_adapter_over_a_package_opens_over_it_and_over_a_directory(package, tmp_path):
     model = add_lora(AutoMagnetForCausalLM.from_pretrained(NAME))
     model.save_pretrained(tmp_path / "adapter")
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert stored["base_model_name_or_path"] == NAME
+    assert stored["base_model_name_or_path"] == HUB_ID, "which other libraries know, too"
     assert "gguf_file" not in json.loads((tmp_path / "adapter" / "magnet_adapter.json").read_text())
     again = AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     assert torch.equal(logits(again), logits(model)) and len(again.tokenizer) == 300
@@ -136,12 +136,12 @@ def test_scripts_do_not_request_it_from_the_hub(package, monkeypatch):
         raise AssertionError("the Hub was asked")
 
     monkeypatch.setattr(models, "offline_where_unreachable", ask)
-    assert open_magnet(NAME).config._name_or_path == NAME
+    assert open_magnet(NAME).config._name_or_path == HUB_ID
     assert is_here(NAME) and not is_here("somebody/else")
     assert "gemma-3-270m was never adapted" in not_adapted(NAME)
 
 
-def test_encoding_a_corpus_records_the_short_name(package):
+def test_encoding_a_corpus_records_a_packaged_model(package):
     facts = inspect_model(parse_arguments([f"--model={NAME}", "--texts=a.txt", "--output=a.npy"]))
     assert facts.revision is None and facts.width == 32
     assert "model.safetensors" in {Path(file).name for file in facts.files}
@@ -216,15 +216,15 @@ def test_the_cache_is_in_the_users_cache_directory(monkeypatch, tmp_path):
 
 def test_without_the_package_the_name_resolves_to_the_hub_id(monkeypatch):
     monkeypatch.setattr(gemma3_270m, "PACKAGE", "no_such_package")
-    assert locate("gemma-3-270m") == ("google/gemma-3-270m", False)
+    assert locate("gemma-3-270m") == (HUB_ID, HUB_ID)
     assert locate("google/gemma-3-270m") is None and locate("gemma") is None
     source = ModelSource("gemma-3-270m", {})
     assert (source.path, source.name, source.arguments) == ("google/gemma-3-270m", "google/gemma-3-270m", {})
 
 
-def test_a_source_keeps_its_short_name(package, tmp_path, monkeypatch):
+def test_a_packaged_source_has_the_hub_id_as_its_name(package, tmp_path, monkeypatch):
     source = ModelSource("gemma-3-270m", {"token": "secret"})
-    assert source.name == "gemma-3-270m" and str(source) == "'gemma-3-270m'" and source.is_packaged
+    assert source.name == HUB_ID and str(source) == repr(HUB_ID) and source.is_packaged
     assert source.directory == gemma3_270m.packaged_checkpoint() and source.arguments == {"token": "secret"}
     assert source.gguf() is None and gguf.file_record(source) is None
     of_hub = ModelSource("gemma-3-270m", {"revision": "main"})

@@ -224,8 +224,3 @@ def test_models_derived_from_gemma_name_its_terms(tiny_model, model_type, vocab_
     assert (ModelCard(text).data.license == "gemma") == of_gemma == (GEMMA_TERMS in text)
     other = ModelCard(write_card(tiny_model, "mine", CardFacts(base_model=base, license="other")))
     assert other.data.license == "other" and (GEMMA_TERMS in other.text) == of_gemma
-
-
-def test_a_packaged_base_has_its_hub_id(tiny_model):
-    data = ModelCard(write_card(tiny_model, "mine", CardFacts(base_model="gemma-3-270m"))).data
-    assert data.base_model == "google/gemma-3-270m"
