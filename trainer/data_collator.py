@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.losses_magnet import IGNORE_INDEX
-from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
+from modeling_magnet.tokenization_magnet import pad_token_rows, prompt_length, special_ids, tokenize_texts
 
 from .corruption import CorruptionSettings, corrupt_row
 from .objectives import token_labels
@@ -179,10 +179,11 @@ class DataCollatorForPairs:
 
         Returns:
             `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
-            anchor of pair i, row P + i its positive. With `mini_batch_tokens` also `order`, a `torch.LongTensor` of
-            shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of the numbers of
-            rows and columns of each mini-batch. Its length depends only on P, so that all processes run the same
-            number of forwards, in each of which sharded weights are gathered.
+            anchor of pair i, row P + i its positive. `prompt_length`: the tokens of BOS and prompt. With
+            `mini_batch_tokens` also `order`, a `torch.LongTensor` of shape `(2P,)` with the rows from the longest to
+            the shortest, and `mini_batches`, a list of the numbers of rows and columns of each mini-batch. Its length
+            depends only on P, so that all processes run the same number of forwards, in each of which sharded weights
+            are gathered.
         """
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
         text_rows = tokenize_texts(
@@ -193,6 +194,9 @@ class DataCollatorForPairs:
             split_special_tokens=self.split_special_tokens,
         )
         batch: dict[str, Any] = pad_token_rows(text_rows.input_ids, pad_token_id=self.pad_token_id)
+        batch["prompt_length"] = prompt_length(
+            self.tokenizer, self.prompt, split_special_tokens=self.split_special_tokens
+        )
         if self.mini_batch_tokens is not None:
             lengths = batch["attention_mask"].sum(1)  # (2P,)
             batch["order"] = lengths.argsort(descending=True, stable=True)

@@ -111,6 +111,8 @@ class MagnetTrainer(Trainer):
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
             MagnetSettings.update_config(base_model.config, end_of_span=data_collator.settings.end_of_span)
+        if args.uses_contrastive_loss:
+            MagnetSettings.update_config(base_model.config, pooling=args.contrastive_pooling)
         self.head = contrastive_head.attach_contrastive_head(
             base_model,
             kind="none" if args.contrastive_head == "none" or not args.uses_contrastive_loss else "tanh",

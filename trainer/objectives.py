@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from modeling_magnet.configuration_magnet import Pooling
 from modeling_magnet.losses_magnet import IGNORE_INDEX
-from modeling_magnet.pooling_magnet import last_token_states
+from modeling_magnet.pooling_magnet import pool_states
 
 from .distributed import gather_with_gradient
 
@@ -210,19 +211,26 @@ class ContrastiveSettings:
     Args:
         temperature (`float`): Divides the similarity, > 0.
         similarity (`str`): `"cosine"` or `"dot"`, see `sscl_loss`.
-        dropout (`float`), recompute (`bool`): See `contrastive_embeddings`.
+        dropout (`float`), recompute (`bool`), pooling (`str`): See `contrastive_embeddings`.
     """
 
     temperature: float
     similarity: ContrastiveSimilarity
     dropout: float
     recompute: bool
+    pooling: Pooling
 
 
 def contrastive_embeddings(
-    model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, dropout: float = 0.0, recompute: bool = False
+    model: nn.Module,
+    pairs: dict[str, Any],
+    *,
+    head: nn.Module,
+    dropout: float = 0.0,
+    recompute: bool = False,
+    pooling: Pooling = "last",
 ) -> tuple[Tensor, Tensor]:
-    """Embed both sides of pairs: bidirectional attention, the state of the last token, and the head.
+    """Embed both sides of pairs: bidirectional attention, pooled states, and the head.
 
     Args:
         model (`nn.Module`): The model as training calls it, wrapped or not.
@@ -231,6 +239,7 @@ def contrastive_embeddings(
         dropout (`float`, defaults to 0.0): Chance of an attention weight to be dropped in training, in [0, 1).
         recompute (`bool`, defaults to `False`): Discard the activations of each mini-batch and run it again in the
             backward pass, with the same dropout. The gradients are those of the whole batch.
+        pooling (`str`, defaults to `"last"`): See `pool_states`; means exclude the prompt, as in `encode`.
 
     Returns:
         `tuple[Tensor, Tensor]`: anchors and positives, `(P, H)` each.
@@ -238,6 +247,8 @@ def contrastive_embeddings(
     Source: MAGNET (Khosla et al. 2025), SSCL; for `recompute` GradCache (Gao et al. 2021,
     https://huggingface.co/papers/2101.06983), which stores the gradients of the embeddings; here autograd does.
     """
+
+    pooled: dict[str, Any] = {"pooling": pooling, "prompt_length": pairs["prompt_length"]}
 
     def embed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         with _attention_dropout(model, dropout=dropout):
@@ -249,7 +260,7 @@ def contrastive_embeddings(
                 logits_to_keep=torch.arange(0, device=attention_mask.device),
                 use_cache=False,
             )
-            states = last_token_states(outputs.last_hidden_state, attention_mask)  # (rows, H)
+            states = pool_states(outputs.last_hidden_state, attention_mask, **pooled)  # (rows, H)
             # Some wrappers wait for the gradients of all weights, so the LM head's empty output stays in the graph.
             return head(states + 0.0 * outputs.logits.sum())
 
@@ -292,7 +303,7 @@ def pair_losses(
         process_index (`int`, defaults to 0): Rank of this process among them.
     """
     anchors, positives = contrastive_embeddings(
-        model, pairs, head=head, dropout=settings.dropout, recompute=settings.recompute
+        model, pairs, head=head, dropout=settings.dropout, recompute=settings.recompute, pooling=settings.pooling
     )
     positives, first = positives.float(), 0
     if num_processes > 1:

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_xla_available
 
-from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
+from modeling_magnet.configuration_magnet import DEFAULT_PROMPT, POOLINGS, Pooling
 
 from .corruption import CorruptionSettings, MntpShift
 from .loss_phases import LossPhase, parse_phases
@@ -134,6 +134,11 @@ class MagnetTrainingArguments(TrainingArguments):
         "the memory of one mini-batch for any number of negatives.",
     )
     contrastive_prompt: str = option(DEFAULT_PROMPT, "Prompt before both sides of a pair; empty for none.")
+    contrastive_pooling: Pooling = option(
+        "last",
+        "Pooling of the contrastive forward: `last`, the EOS; `mean` or `weighted_mean`, without the prompt. `encode` "
+        "of the trained model uses the same.",
+    )
     temperature: float = option(0.1, "Divides the similarity in InfoNCE, > 0.")
     contrastive_head: HeadKind = option(
         "tanh",
@@ -181,6 +186,7 @@ class MagnetTrainingArguments(TrainingArguments):
             similarity="dot" if self.losses_as_printed else "cosine",
             dropout=self.view_dropout,
             recompute=self.contrastive_recompute,
+            pooling=self.contrastive_pooling,
         )
 
     @property
@@ -225,6 +231,8 @@ class MagnetTrainingArguments(TrainingArguments):
             self.corruption_settings  # noqa: B018, for its errors
         except ValueError as error:
             yield str(error).replace("\n- ", " ")
+        if self.contrastive_pooling not in POOLINGS:
+            yield f"`contrastive_pooling` is {self.contrastive_pooling!r}; pass one of {POOLINGS}."
         if self.contrastive_head not in get_args(HeadKind):
             yield f"`contrastive_head` is {self.contrastive_head!r}; pass one of {get_args(HeadKind)}."
         if not self.temperature > 0:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from modeling_magnet.configuration_magnet import POOLINGS
 from trainer.data_collator import DataCollatorForPairs
 from trainer.evaluation import PairEvaluationCollator
 from trainer.objectives import contrastive_embeddings, forward_targets, sscl_loss, token_loss
@@ -39,7 +40,7 @@ def pairs_of(lengths: list[int]) -> list[dict[str, str]]:
 @settings(max_examples=60, deadline=None)
 def test_mini_batches_hold_every_text_once_within_the_limit(lengths, budget):
     batch, whole = (collate(pairs_of(lengths), mini_batch_tokens=limit) for limit in (budget, None))
-    assert torch.equal(batch["input_ids"], whole["input_ids"]) and whole.keys() == {"input_ids", "attention_mask"}
+    assert torch.equal(batch["input_ids"], whole["input_ids"]) and whole.keys() == {"input_ids", "attention_mask", "prompt_length"}
     assert sorted(batch["order"].tolist()) == list(range(2 * len(lengths)))
     start = 0
     for num_rows, width in batch["mini_batches"]:
@@ -83,6 +84,20 @@ def test_mini_batches_give_the_loss_and_gradients_of_the_whole(budget, recompute
     found = losses_and_gradients(collate(pairs, mini_batch_tokens=budget), recompute=recompute)
     assert len(found) == len(expected) > 10
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("prompt", [None, "w1 w2: "])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_training_pools_as_encode_does(pooling, prompt, tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0,1,0"], contrastive_pooling=pooling))
+    model, pairs = trainer.model.eval(), pairs_of([3, 9, 1, 5])
+    assert model.magnet_settings.pooling == pooling, "`encode` of the trained model uses it, too"
+    model.tokenizer = tiny_tokenizer()
+    collator = DataCollatorForPairs(model.tokenizer, prompt=prompt, max_length=20, pad_token_id=2, mini_batch_tokens=40)
+    embeddings = contrastive_embeddings(model, collator(pairs), head=nn.Identity(), pooling=pooling)
+    for side, found in zip(("anchor", "positive"), embeddings, strict=True):
+        expected = model.encode([pair[side] for pair in pairs], prompt=prompt or "", convert_to_tensor=True)
+        torch.testing.assert_close(found, expected)
 
 
 def test_recomputation_drops_the_same_attention_weights():
