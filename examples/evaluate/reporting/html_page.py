@@ -1,63 +1,63 @@
 """Render a page as one HTML file that loads and runs nothing; all text is escaped."""
 
-import base64
 import html
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
 
-from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text, anchor, clean
+from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text, clean
+from examples.evaluate.reporting.charts import DARK, LIGHT
+from examples.evaluate.reporting.charts import STYLE as CHART_STYLE
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 1rem/1.6 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { border-top: 1px solid #8888; padding-top: 1rem; margin-top: 2.5rem; }
-p, li { overflow-wrap: anywhere; max-width: 46rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884; }
-td:first-child { position: sticky; left: 0; background: Canvas; }
-.quoted { font-style: italic; opacity: 0.8; }
-.warning { border-left: 0.3rem solid #d55e00; padding-left: 0.7rem; }
-.notes { white-space: pre-wrap; }
-summary { cursor: pointer; }
-img { max-width: 100%; height: auto; background: white; }
-"""
+CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+THEMES = f":root {{ {LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}"
+STYLE = f"{THEMES}\n{CHART_STYLE}\n{CSS}"
+TONES = {"holds": "holds", "holds in part": "part", "does not hold": "fails", "not measured": "unknown"}
 
 
 def render_html(page: Page) -> str:
     """Render the page as HTML."""
     title = _escape(page.title)
-    items = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in page.contents)
-    contents = [f'<nav aria-label="Contents"><ul>{items}</ul></nav>'] if items else []
-    body = "\n".join([*map(_block, page.opening), *contents, *map(_block, page.sections)])
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n<main>\n{body}\n</main></body></html>\n"
+        f"<body><h1>{title}</h1>\n<main>\n{_blocks(page.blocks)}\n</main></body></html>\n"
     )
+
+
+def _blocks(blocks: Sequence[Block]) -> str:
+    """Render blocks; neighboring cards or charts share a grid."""
+    parts = []
+    for kind, group in groupby(blocks, type):
+        inner = "\n".join(map(_block, group))
+        name = {Card: "cards", Picture: "charts"}.get(kind)
+        parts.append(f'<div class="{name}">\n{inner}\n</div>' if name else inner)
+    return "\n".join(parts)
 
 
 def _block(block: Block) -> str:
     """Render any block."""
     match block:
-        case Heading(level, text):
-            return f'<h{level} id="{anchor(text)}">{_escape(text)}</h{level}>'
-        case Text(text, is_warning):
-            return f'<p class="warning">{_escape(text)}</p>' if is_warning else f"<p>{_escape(text)}</p>"
+        case Text(text, is_heading):
+            return f"<h3>{_escape(text)}</h3>" if is_heading else f"<p>{_escape(text)}</p>"
         case Bullets(head, items):
             return f"<p>{_escape(head)}</p><ul>{''.join(f'<li>{_escape(item)}</li>' for item in items)}</ul>"
         case Grid():
             return _grid(block)
-        case Details(head, blocks):
-            folded = "\n".join(map(_block, blocks))
-            return f"<details><summary>{_escape(head)}</summary>\n{folded}\n</details>"
+        case Details(head, finding, blocks):
+            line = f'<b>{_escape(head)}</b> <span class="muted">{_escape(finding)}</span>'
+            return f"<details><summary>{line}</summary>\n{_blocks(blocks)}\n</details>"
         case Notes(markdown):
-            return f'<p class="notes">{_escape(markdown.strip())}</p>'
-    data = base64.b64encode(block.svg).decode()
-    caption = _escape(block.caption)
+            return f'<div class="notes">{render_notes(markdown)}</div>'
+        case Picture(_, caption, svg):
+            return f"<figure>{svg}<figcaption>{_escape(caption)}</figcaption></figure>"
     return (
-        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<section class="card {TONES[block.verdict]}">'
+        f'<p><span class="badge">{_escape(block.verdict)}</span> <span class="muted">{_escape(block.note)}</span></p>'
+        f"<h2>{_escape(block.statement)}</h2><p>{_escape(block.text)}</p>"
+        f"{_block(block.picture) if block.picture else ''}</section>"
     )
 
 
@@ -69,10 +69,26 @@ def _grid(grid: Grid) -> str:
         cells = "".join(f"<td>{_escape(text)}</td>" for text in row)
         lines.append(f'<tr class="quoted">{cells}</tr>' if is_quoted else f"<tr>{cells}</tr>")
     body = "\n".join(lines)
+    kind = ' class="figures"' if grid.quoted else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table><thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table{kind}>'
+        f"<thead><tr>{head}</tr></thead>\n"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def render_notes(markdown: str) -> str:
+    """Render Markdown: raw HTML is shown as text, links lead to the web or into the page, and nothing is loaded."""
+    from markdown_it import MarkdownIt  # needs the extra `eval`
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    # A relative link would lead to a file that is not beside the page.
+    setattr(parser, "validateLink", lambda url: url.startswith(("http://", "https://", "#")))  # noqa: B010
+    tokens = parser.parse(clean(markdown))
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):  # below the headings of the page
+            token.tag = f"h{min(6, 2 + int(token.tag[1]))}"
+    return str(parser.renderer.render(tokens, parser.options, {}))
 
 
 def _escape(text: str) -> str:

@@ -1,11 +1,12 @@
-"""Render a page as Markdown; pictures are files in a folder beside it, all text is escaped."""
+"""Render a page as Markdown for GitHub; charts are files in a folder beside it, all text is escaped."""
 
 import html
 import re
 
-from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text, anchor, clean
+from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text, clean
 
 FIGURES = "figures"
+MARKS = {"holds": "🟢", "holds in part": "🟡", "does not hold": "🔴", "not measured": "⚪"}
 # An underscore inside a word has no effect.
 _MARKS = re.compile(r"([\\`*{}\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_]))")
 # These open a list or underline a heading only at the start of a line.
@@ -15,32 +16,32 @@ _NUMBERS = re.compile(r"^(\d+)([.)])")
 
 def render_markdown(page: Page) -> str:
     """Render the page as Markdown."""
-    contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in page.contents)
-    parts = [f"# {_escape(page.title)}", *map(_block, page.opening), contents, *map(_block, page.sections)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join([f"# {_escape(page.title)}", *filter(None, map(_block, page.blocks))]) + "\n"
 
 
 def _block(block: Block) -> str:
     """Render any block."""
     match block:
-        case Heading(level, text):
-            # Renderers derive their own anchors from headings; the contents link to these.
-            return f'<a id="{anchor(text)}"></a>\n\n{"#" * level} {_escape(text)}'
-        case Text(text, is_warning):
-            return f"> **Note:** {_escape(text)}" if is_warning else _escape(text)
+        case Text(text, is_heading):
+            return f"### {_escape(text)}" if is_heading else _escape(text)
         case Bullets(head, items):
             return "\n".join([_escape(head), "", *(f"- {_escape(item)}" for item in items)])
         case Grid(heads, rows):
             lines = [[_mark(text) for text in line] for line in [heads, *rows]]
             lines.insert(1, ["---"] * len(heads))
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        case Details(head, blocks):
+        case Details(head, finding, blocks):
             # The summary is inside HTML; Markdown resumes after an empty line.
-            line = html.escape(clean(" ".join(head.split())))
-            return "\n\n".join([f"<details>\n<summary>{line}</summary>", *map(_block, blocks), "</details>"])
+            texts = [html.escape(clean(" ".join(text.split()))) for text in (head, finding)]
+            summary = f"<details>\n<summary><b>{texts[0]}</b> {texts[1]}</summary>"
+            return "\n\n".join([summary, *map(_block, blocks), "</details>"])
         case Notes(markdown):
             return clean(markdown).strip()
-    return f"![{_escape(block.caption)}]({FIGURES}/{block.name}.svg)\n\n{_escape(block.caption)}"
+        case Picture(name, caption, _):
+            return f"![{_escape(caption or name)}]({FIGURES}/{name}.svg)"
+        case Card(statement, verdict, text, note, picture):
+            head = f"## {MARKS.get(verdict, '⚪')} {_escape(verdict)}: {_escape(statement)}"
+            return "\n\n".join([head, _escape(f"{text} {note}"), *([_block(picture)] if picture else [])])
 
 
 def _escape(text: str) -> str:

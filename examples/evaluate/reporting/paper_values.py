@@ -15,11 +15,6 @@ class Column(NamedTuple):
     metric: str
     table: str
 
-    @property
-    def title(self) -> str:
-        """Return the head of the column."""
-        return f"{self.unit} {self.metric}"
-
 
 @dataclass(frozen=True)
 class PaperRow:
@@ -42,8 +37,6 @@ class PaperTable:
     columns: tuple[Column, ...]
     rows: tuple[PaperRow, ...]
     base: str | None = None
-    digits: int = 2
-    gain_is_share: bool = False
     means: dict[str, tuple[str, ...]] = field(default_factory=dict)
     note: str = ""
 
@@ -88,8 +81,6 @@ def _table(entry: dict[str, Any]) -> PaperTable:
         columns=columns,
         rows=rows,
         base=entry["base"],
-        digits=entry.get("digits", 2),
-        gain_is_share=entry.get("gain") == "percent of the base",
         means={unit: tuple(parts) for unit, parts in entry.get("means", {}).items()},
         note=entry.get("note", ""),
     )
