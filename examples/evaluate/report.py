@@ -20,10 +20,9 @@ from examples.evaluate.parts.options import add_results
 from examples.evaluate.reporting.blocks import Page
 from examples.evaluate.reporting.cells import Results, read_results
 from examples.evaluate.reporting.charts import as_file
-from examples.evaluate.reporting.html_page import render_html
-from examples.evaluate.reporting.markdown_page import FIGURES, render_markdown
 from examples.evaluate.reporting.page import TITLE, build_page
 from examples.evaluate.reporting.paper_values import read_paper_values
+from examples.evaluate.reporting.render import FIGURES, render_html, render_markdown
 from trainer.files import atomic_write
 
 

@@ -235,19 +235,19 @@ def differing_settings(records: Sequence[Record], name_of: Callable[[Record], st
 
 def list_counts(records: Sequence[Record]) -> list[str]:
     """List the counts of sentences, tokens, ... of each unit over all rows, except for those of subjects."""
-    counts_by_unit: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    counts: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, count in record.counts.items():
             if "," not in key:
-                counts_by_unit[record.unit][key].append(count)
-    texts = []
-    for unit, counts in sorted(counts_by_unit.items()):
-        parts = [
-            f"{min(values):,}{f' to {max(values):,}' if len(set(values)) > 1 else ''} {key.replace('_', ' ')}"
-            for key, values in sorted(counts.items())
-        ]
-        texts.append(f"{unit}: {', '.join(parts)}")
-    return texts
+                counts[record.unit][key.replace("_", " ")].add(count)
+    return [
+        f"{unit}: {', '.join(f'{_range(values)} {key}' for key, values in sorted(keys.items()))}"
+        for unit, keys in sorted(counts.items())
+    ]
+
+
+def _range(values: set[int]) -> str:
+    return f"{min(values):,}" + (f" to {max(values):,}" if len(values) > 1 else "")
 
 
 def _written(value: object) -> str:

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from examples.evaluate.reporting.blocks import clean
 from examples.evaluate.reporting.cells import Value
@@ -12,18 +13,7 @@ from examples.evaluate.reporting.names import short_name, show
 # Legible on a phone without scaling.
 WIDTH = 340
 LABELS, VALUES = 130, 42
-# Graphics need a contrast of 3 to their background; the hues suit any color vision (after Okabe and Ito).
-LIGHT = "--c0: #57606a; --c1: #0969b0; --c2: #c2500a; --c3: #00795a; --c4: #a14a86; --c5: #8a6d00; --page: #fff;"
-DARK = "--c0: #9aa4ae; --c1: #58aef0; --c2: #f08a4b; --c3: #2fc39b; --c4: #dd8fc4; --c5: #d0ae3c; --page: #16191d;"
-STYLE = (
-    ".chart { font: 11px system-ui, sans-serif; }"
-    ".chart text { fill: currentColor; stroke: var(--page); stroke-width: 3; paint-order: stroke; } .chart .head { font-weight: 600; }"
-    ".chart .axis { stroke: currentColor; stroke-width: 0.7; opacity: 0.5; }"
-    ".chart .level { stroke: currentColor; stroke-width: 1.5; stroke-dasharray: 3 2; }"
-    ".chart .dot { fill: var(--page); stroke: currentColor; stroke-width: 1; }"
-    ".chart polyline { fill: none; stroke-width: 1.8; }"
-    + "".join(f".chart .f{n} {{ fill: var(--c{n}); }} .chart .s{n} {{ stroke: var(--c{n}); }}" for n in range(6))
-)
+STYLE = Path(__file__).with_name("chart.css").read_text(encoding="utf-8")
 # The systems that have a color of their own in all charts.
 COLORS = {"MAGNET": 1, "MAGNET, infill": 1, "LLM2Vec recipe": 2, "base": 0}
 OTHER_COLORS, DASHES = (3, 4, 5), ("none", "5 3", "2 2")
@@ -37,15 +27,6 @@ class Group:
     bars: Mapping[str, Value]
     level: tuple[str, float] | None = None
     digits: int = 3
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves over training steps by row; `level` is the figure of the base."""
-
-    title: str
-    curves: Mapping[str, Mapping[int, Value]]
-    level: tuple[str, float] | None = None
 
 
 def draw_bars(groups: Sequence[Group], *, caption: str, is_shared: bool = False) -> str:
@@ -70,18 +51,20 @@ def draw_bars(groups: Sequence[Group], *, caption: str, is_shared: bool = False)
     return _svg(parts, y - 6, caption)
 
 
-def draw_curves(panel: Panel, *, caption: str) -> str:
+def draw_curves(
+    title: str, curves: Mapping[str, Mapping[int, Value]], *, level: tuple[str, float] | None, caption: str
+) -> str:
     """Draw curves with a legend below them and a dashed line for the base."""
     height, left = 170.0, 44.0
-    points = [(step, value.mean) for curve in panel.curves.values() for step, value in curve.items()]
-    means = [mean for _, mean in points] + ([panel.level[1]] if panel.level else [])
+    points = [(step, value.mean) for curve in curves.values() for step, value in curve.items()]
+    means = [mean for _, mean in points] + ([level[1]] if level else [])
     ticks = _ticks(min(means), max(means))
     low, high, last = min(ticks[0], *means), max(ticks[-1], *means), max(step for step, _ in points) or 1
 
     def place(step: float, mean: float) -> tuple[float, float]:
         return left + (WIDTH - left - 14) * step / last, 24 + (height - 46) * (high - mean) / ((high - low) or 1)
 
-    parts = [_text(0, 12, panel.title, "head")]
+    parts = [_text(0, 12, title, "head")]
     for tick in ticks:
         y = place(0, tick)[1]
         parts += [_text(left - 5, y + 4, f"{tick:g}", anchor="end")]
@@ -89,12 +72,12 @@ def draw_curves(panel: Panel, *, caption: str) -> str:
     for tick in _ticks(0, last):
         parts.append(_text(place(tick, 0)[0], height - 6, f"{tick:g}", anchor="middle"))
     legend = []
-    if panel.level:
-        y = place(0, panel.level[1])[1]
+    if level:
+        y = place(0, level[1])[1]
         parts.append(f'<path class="level" d="M{left:g} {y:.1f}H{WIDTH - 10}"/>')
-        legend.append((panel.level[0], 'class="level"'))
-    others = [row for row in panel.curves if row not in COLORS]
-    for row, curve in panel.curves.items():
+        legend.append((level[0], 'class="level"'))
+    others = [row for row in curves if row not in COLORS]
+    for row, curve in curves.items():
         number = others.index(row) if row in others else 0
         color = COLORS.get(row, OTHER_COLORS[number % 3])
         look = f'class="s{color}" stroke-width="1.8" stroke-dasharray="{DASHES[number // 3 % 3]}"'
@@ -110,10 +93,8 @@ def draw_curves(panel: Panel, *, caption: str) -> str:
 
 def as_file(svg: str) -> bytes:
     """Make an SVG file of an element, on white."""
-    style = f"<style>svg {{ {LIGHT} color: #1f2328; }} {STYLE}</style>"
-    start, inner = svg.split(">", 1)
-    start = start.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
-    return f'{start}>{style}<rect width="100%" height="100%" fill="#fff"/>{inner}\n'.encode()
+    start, inner = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" color="#1f2328" ', 1).split(">", 1)
+    return f'{start}><style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{inner}\n'.encode()
 
 
 def _top(group: Group) -> float:

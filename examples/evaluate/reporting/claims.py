@@ -18,8 +18,8 @@ RULE = (
     "errors of the difference: of the mean over trainings, of MMLU's questions, and of the paired differences over "
     "texts where the loss of each text is on record. Models that were not trained here have no error of training. "
     "Where a system has a single training, its error is unknown: the sign of the difference or the error over texts "
-    "decides, with a warning. A claim holds where every comparison was measured and counts for it; holds in part where "
-    "some count for it; does not hold where some were measured and none counts for it."
+    "decides, with a warning. A claim holds where every comparison was measured and counts for it; holds in part "
+    "where some count for it; does not hold where some were measured and none counts for it."
 )
 ERRORS = 2.0
 ONE_RUN = "one training each"
@@ -151,7 +151,7 @@ def _infilling(cells: Cells) -> Claim:
             ratio = Figure(f"{row_name(row)} to {rival}", value)
             findings.append(judge(f"{unit_name(unit)}, to {rival}", [(-1, ratio)], offset=1.0))
             if names == LEFT and value:
-                shares.append(f"{show_ratio(value.mean, value.error)} on {unit_name(unit)}")
+                shares.append(f"{show_ratio(value.mean, value.error)} ({unit_name(unit)})")
         shown = {str(row): cells.ratio("infilling", str(row), rows[LEFT], unit) for row in rows.values()}
         bars = {row: value for row, value in shown.items() if value and row != rows[LEFT]}
         groups.append(Group(unit_name(unit), bars, ("base, left", 1.0) if bars else None))
@@ -160,9 +160,7 @@ def _infilling(cells: Cells) -> Claim:
         "MAGNET fills blanks better than its base, which sees the left side only.",
         "The perplexity of what was removed, as a multiple of the rival's on the same tokens, is below one.",
         findings,
-        f"Perplexity of what was removed, as a multiple of the base's from the left: {', '.join(shares)}."
-        if shares
-        else "",
+        f"Its perplexity is {', '.join(shares)} times that of the base from the left." if shares else "",
         groups,
         "Infilling perplexity as a multiple of the base's from the left; lower is better",
         is_shared=True,
@@ -185,13 +183,13 @@ def _representations(cells: Cells) -> Claim:
         others = (SAME_PAIRS, ("Echo",), ("MiniLM",)) if table == "sts" else ()
         groups.append(_group(cells, name, (table, units, metric), (MAGNET, RECIPE, *others), CAUSAL))
     pairs = [(name, found.means) for (_, _, _, name), found in zip(columns, findings, strict=True) if found.means]
-    parts = [f"{name.split(',')[0]} {show(ours)} against {show(rival)}" for name, (ours, rival) in pairs[-3:]]
+    parts = [f"{show(ours)} against {show(rival)} ({name.split(',')[0]})" for name, (ours, rival) in pairs[-3:]]
     return Claim(
         "representations",
         "MAGNET's representations are better than those of LLM2Vec's recipe at equal budget.",
         "MAGNET less LLM2Vec's recipe is above zero.",
         findings,
-        f"MAGNET against the recipe: {', '.join(parts)}." if parts else "",
+        f"MAGNET has {', '.join(parts)}." if parts else "",
         groups,
         "Accuracy, Spearman and V-measure in percent; higher is better",
     )
@@ -217,7 +215,7 @@ def _repetition(cells: Cells) -> Claim:
             groups.append(_group(cells, name, ("repetition", [unit], metric), (MAGNET, RECIPE), BASE))
             if near.means and metric == "rep_4":
                 figures = [show(mean, 2) for mean in near.means]
-                parts.append(f"{figures[0]} on {unit_name(unit)} (recipe {figures[2]}, base {figures[1]})")
+                parts.append(f"{figures[0]} (recipe {figures[2]}, base {figures[1]}) on {unit_name(unit)}")
     return Claim(
         "repetition",
         "Open-ended generation stays free of the repetition that LLM2Vec's recipe brings.",
@@ -225,7 +223,7 @@ def _repetition(cells: Cells) -> Claim:
         "the base where the recipe repeats less than that; and its repetition does not grow over training steps (the "
         "slope of a straight line is not above zero by more than two of its standard errors; three steps at least).",
         findings,
-        f"Share of 4-grams that MAGNET repeats: {', '.join(parts)}." if parts else "",
+        f"It repeats a share of 4-grams of {', '.join(parts)}." if parts else "",
         groups,
         "Share of repeated sentences (rep-sen) and 4-grams (rep-4) in greedy continuations; lower is better",
     )
@@ -247,7 +245,7 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
         bars = {row: value for row, value in ratios.items() if value and row != rows[BASE]}
         groups.append(Group(name, bars, ("base", 1.0)))
         if ours.value:
-            parts.append(f"{show_ratio(ours.value.mean)} times the base's perplexity on {unit_name(unit)}")
+            parts.append(f"{show_ratio(ours.value.mean)} times the base's perplexity ({unit_name(unit)})")
     ours, base = (figure(cells, "mmlu", names, ["average"], "accuracy") for names in (MAGNET, BASE))
     mmlu = judge("MMLU, mean accuracy", [(1, ours), (-1, base)], offset=lost)
     if mmlu.means:

@@ -6,11 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from examples.evaluate.parts.records import Record
 from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text
 from examples.evaluate.reporting.cells import Cells, Results, Value, differing_settings, list_counts, reading_of
-from examples.evaluate.reporting.charts import Group, Panel, draw_bars, draw_curves
-from examples.evaluate.reporting.claims import BASE, CAUSAL, FILLED, LEFT, MAGNET, RECIPE, RULE, Claim, judge_claims
+from examples.evaluate.reporting.charts import Group, draw_bars, draw_curves
+from examples.evaluate.reporting.claims import (
+    BASE,
+    CAUSAL,
+    CONTROL,
+    FILLED,
+    LEFT,
+    MAGNET,
+    RECIPE,
+    RULE,
+    Claim,
+    judge_claims,
+)
 from examples.evaluate.reporting.names import column_name, digits_of, row_name, show, show_ratio, table_name, unit_name
 from examples.evaluate.reporting.paper_values import Column, PaperValues
-from examples.evaluate.reporting.tables import RATIO, REFERENCES, Row, Table, build_table
+from examples.evaluate.reporting.tables import QUOTED, RATIO, REFERENCES, Row, Table, build_table
 
 TITLE = "MAGNET: the paper's tables, measured anew"
 ABSENT = "–"
@@ -139,7 +150,8 @@ def _finding(cells: Cells, table: Table) -> str:
         return f"{len(table.measured)} systems"
     metric = RATIO if table.name in REFERENCES else "rep_4" if table.name == "repetition" else table.columns[0].metric
     sources = {column.table for column in table.columns}
-    wanted = {cells.find(source, names) for source in sources for names in (FILLED, RECIPE, CAUSAL)}
+    wanted = {cells.find(source, names) for source in sources for names in (FILLED, RECIPE, CONTROL)}
+    wanted |= {cells.find(source, CAUSAL) for source in sources if metric != RATIO}
     rows = [row for row in table.measured if row.name in wanted and row.values]
     columns = [c for c in table.columns if c.metric == metric and all(c in row.values for row in rows)]
     columns = [column for column in columns if column.unit == "average"] or columns
@@ -156,35 +168,29 @@ def _finding(cells: Cells, table: Table) -> str:
 def _table(table: Table) -> Iterator[Block]:
     """Yield the rows, and the reasons for missing figures."""
     every = [*table.measured, *table.quoted]
-    reasons = list(dict.fromkeys(reason for row in every for reason in row.missing.values()))
     if table.paper:
         heads = ["System", "Origin", *(column_name(column.unit, column.metric) for column in table.columns)]
-        rows = [[row_name(row.name), row.origin, *(_cell(row, c, reasons) for c in table.columns)] for row in every]
-        yield Grid(heads, rows, [False] * len(table.measured) + [True] * len(table.quoted))
-        of_ratios = "; of multiples of the base: standard error" if table.name in REFERENCES else ""
-        yield Text(f"± standard deviation over trainings{of_ratios}.")
+        rows = [[row_name(row.name), row.origin, *(_cell(row, column) for column in table.columns)] for row in every]
     else:  # a row for each system and unit
         metrics = list(dict.fromkeys(column.metric for column in table.columns))
+        heads = ["System", "Origin", "Measured on", *(column_name("", metric) for metric in metrics)]
         rows = [
             [row_name(row.name), row.origin, unit_name(unit)]
-            + [_cell(row, Column(unit, metric, table.name), reasons) for metric in metrics]
+            + [_cell(row, Column(unit, metric, table.name)) for metric in metrics]
             for row in every
-            for unit in dict.fromkeys(column.unit for column in table.columns)
-            if any(column.unit == unit for column in (*row.values, *row.missing))
+            for unit in dict.fromkeys(column.unit for column in (*row.values, *row.missing))
         ]
-        heads = ["System", "Origin", "Measured on", *(column_name("", metric) for metric in metrics)]
-        yield Grid(heads, rows, [False] * len(rows))
-    for number, reason in enumerate(reasons, start=1):
-        yield Text(f"n/a ({number}): not available here: {reason}")
+    yield Grid(heads, rows, [row[1] == QUOTED for row in rows])
+    of_ratios = "; of multiples of the base: standard error" if table.name in REFERENCES else ""
+    yield Text(f"± standard deviation over trainings{of_ratios}.")
+    for reason in dict.fromkeys(reason for row in every for reason in row.missing.values()):
+        yield Text(f"n/a: not available here: {reason}")
 
 
-def _cell(row: Row, column: Column, reasons: Sequence[str] = ()) -> str:
-    """Format a figure, ratios with their error and others with their spread, or the reason why it is missing."""
+def _cell(row: Row, column: Column) -> str:
+    """Format a figure, or say that it is missing."""
     value = row.values.get(column)
-    if value is not None:
-        return _shown(value, column.metric)
-    reason = row.missing.get(column)
-    return f"n/a ({reasons.index(reason) + 1})" if reason is not None else ABSENT
+    return _shown(value, column.metric) if value else "n/a" if column in row.missing else ABSENT
 
 
 def _shown(value: Value, metric: str) -> str:
@@ -273,8 +279,8 @@ def _curves(cells: Cells, table: Table) -> Iterator[Picture]:
             level = cells.value(table.name, base, unit, metric) if base else None
             if curves:
                 name = f"{column_name('' if unit == 'training' else unit, metric)} over training steps"
-                panel = Panel(name, curves, (str(base), level.mean) if level else None)
-                svg = draw_curves(panel, caption=f"{table_name(table.name)}: {name}")
+                line = (str(base), level.mean) if level else None
+                svg = draw_curves(name, curves, level=line, caption=f"{table_name(table.name)}: {name}")
                 yield Picture(f"{table.name}_{number}_{metric}_steps", "", svg)
 
 

@@ -20,7 +20,7 @@ REFERENCES = {"infilling": ("base, left", "base, causal"), "perplexity": ("base"
 
 @dataclass(frozen=True)
 class Row:
-    """One row, measured here or quoted; `missing` gives the reasons for missing figures."""
+    """One row, measured here or quoted; `missing` gives the reasons for figures that are not available."""
 
     name: str
     origin: str
@@ -74,7 +74,7 @@ def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
     return Table(name, columns, measured, quoted, {k: v for k, v in answers.items() if v}, records, paper)
 
 
-def _units(column: Column, paper: PaperTable | None) -> tuple[str, ...]:
+def _units(column: Column, paper: PaperTable | None) -> Sequence[str]:
     """Return the units of a column, which may be a mean over several."""
     return paper.means.get(column.unit, (column.unit,)) if paper else (column.unit,)
 

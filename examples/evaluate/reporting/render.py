@@ -1,18 +1,28 @@
-"""Render a page as one HTML file that loads and runs nothing; all text is escaped."""
+"""Render a page as one HTML file that loads and runs nothing, or as Markdown for GitHub; all text is escaped."""
 
 import html
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text, clean
-from examples.evaluate.reporting.charts import DARK, LIGHT
 from examples.evaluate.reporting.charts import STYLE as CHART_STYLE
 
-CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-THEMES = f":root {{ {LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}"
-STYLE = f"{THEMES}\n{CHART_STYLE}\n{CSS}"
-TONES = {"holds": "holds", "holds in part": "part", "does not hold": "fails", "not measured": "unknown"}
+FIGURES = "figures"
+STYLE = CHART_STYLE + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+# The class of a card, and its mark where there are no styles.
+TONES = {
+    "holds": ("holds", "🟢"),
+    "holds in part": ("part", "🟡"),
+    "does not hold": ("fails", "🔴"),
+    "not measured": ("unknown", "⚪"),
+}
+# An underscore inside a word has no effect.
+_MARKS = re.compile(r"([\\`*{}\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_]))")
+# These open a list or underline a heading only at the start of a line.
+_STARTS = re.compile(r"^([-+=])")
+_NUMBERS = re.compile(r"^(\d+)([.)])")
 
 
 def render_html(page: Page) -> str:
@@ -23,21 +33,21 @@ def render_html(page: Page) -> str:
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n<main>\n{_blocks(page.blocks)}\n</main></body></html>\n"
+        f"<body><h1>{title}</h1>\n<main>\n{_html_blocks(page.blocks)}\n</main></body></html>\n"
     )
 
 
-def _blocks(blocks: Sequence[Block]) -> str:
+def _html_blocks(blocks: Sequence[Block]) -> str:
     """Render blocks; neighboring cards or charts share a grid."""
     parts = []
     for kind, group in groupby(blocks, type):
-        inner = "\n".join(map(_block, group))
+        inner = "\n".join(map(_html, group))
         name = {Card: "cards", Picture: "charts"}.get(kind)
         parts.append(f'<div class="{name}">\n{inner}\n</div>' if name else inner)
     return "\n".join(parts)
 
 
-def _block(block: Block) -> str:
+def _html(block: Block) -> str:
     """Render any block."""
     match block:
         case Text(text, is_heading):
@@ -48,16 +58,16 @@ def _block(block: Block) -> str:
             return _grid(block)
         case Details(head, finding, blocks):
             line = f'<b>{_escape(head)}</b> <span class="muted">{_escape(finding)}</span>'
-            return f"<details><summary>{line}</summary>\n{_blocks(blocks)}\n</details>"
+            return f"<details><summary>{line}</summary>\n{_html_blocks(blocks)}\n</details>"
         case Notes(markdown):
             return f'<div class="notes">{render_notes(markdown)}</div>'
         case Picture(_, caption, svg):
             return f"<figure>{svg}<figcaption>{_escape(caption)}</figcaption></figure>"
     return (
-        f'<section class="card {TONES[block.verdict]}">'
+        f'<section class="card {TONES[block.verdict][0]}">'
         f'<p><span class="badge">{_escape(block.verdict)}</span> <span class="muted">{_escape(block.note)}</span></p>'
         f"<h2>{_escape(block.statement)}</h2><p>{_escape(block.text)}</p>"
-        f"{_block(block.picture) if block.picture else ''}</section>"
+        f"{_html(block.picture) if block.picture else ''}</section>"
     )
 
 
@@ -94,3 +104,43 @@ def render_notes(markdown: str) -> str:
 def _escape(text: str) -> str:
     """Escape text for elements and attributes alike."""
     return html.escape(clean(text))
+
+
+def render_markdown(page: Page) -> str:
+    """Render the page as Markdown."""
+    return "\n\n".join([f"# {_start(page.title)}", *filter(None, map(_markdown, page.blocks))]) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    """Render any block."""
+    match block:
+        case Text(text, is_heading):
+            return f"### {_start(text)}" if is_heading else _start(text)
+        case Bullets(head, items):
+            return "\n".join([_start(head), "", *(f"- {_start(item)}" for item in items)])
+        case Grid(heads, rows):
+            lines = [[_mark(text) for text in line] for line in [heads, *rows]]
+            lines.insert(1, ["---"] * len(heads))
+            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        case Details(head, finding, blocks):
+            # The summary is inside HTML; Markdown resumes after an empty line.
+            texts = [html.escape(clean(" ".join(text.split()))) for text in (head, finding)]
+            summary = f"<details>\n<summary><b>{texts[0]}</b> {texts[1]}</summary>"
+            return "\n\n".join([summary, *map(_markdown, blocks), "</details>"])
+        case Notes(markdown):
+            return clean(markdown).strip()
+        case Picture(name, caption, _):
+            return f"![{_start(caption or name)}]({FIGURES}/{name}.svg)"
+        case Card(statement, verdict, text, note, picture):
+            head = f"## {TONES[verdict][1]} {_start(verdict)}: {_start(statement)}"
+            return "\n\n".join([head, _start(f"{text} {note}"), *([_markdown(picture)] if picture else [])])
+
+
+def _start(text: str) -> str:
+    """Escape text that begins a line."""
+    return _NUMBERS.sub(r"\1\\\2", _STARTS.sub(r"\\\1", _mark(text)))
+
+
+def _mark(text: str) -> str:
+    """Join text to one line and escape the characters that have a meaning anywhere."""
+    return _MARKS.sub(r"\\\1", clean(" ".join(text.split())))
