@@ -4,9 +4,11 @@ import math
 
 import pytest
 
-from examples.evaluate.reporting.cells import Cells, Value, read_results
+from examples.evaluate.reporting.blocks import Details, Grid
+from examples.evaluate.reporting.cells import Cells, Results, differing_settings, list_counts, read_results
+from examples.evaluate.reporting.page import build_page
 from examples.evaluate.reporting.paper_values import Column, read_paper_values
-from examples.evaluate.reporting.tables import MEASURED, QUOTED, build_table
+from examples.evaluate.reporting.tables import build_table
 
 from .report_records import make_record, whole_study, write
 
@@ -17,8 +19,8 @@ def table(records, name):
     return build_table(Cells(records), name, PAPER.tables.get(name))
 
 
-def row(built, name, origin=MEASURED):
-    return next(row for row in built.rows if (row.name, row.origin) == (name, origin))
+def row(built, name):
+    return next(row for row in built.measured if row.name == name)
 
 
 def test_mean_spread_and_error_use_the_right_replicas():
@@ -27,9 +29,27 @@ def test_mean_spread_and_error_use_the_right_replicas():
         for replica, seed, value in ((0, 0, 90.0), (0, 1, 92.0), (1, 0, 94.0), (1, 1, 96.0))
     ]
     value = Cells(records).value("words", "MAGNET", "ner", "accuracy")
-    assert (value.mean, value.n, value.runs) == (93.0, 4, (91.0, 95.0))
-    assert value.spread == pytest.approx(math.sqrt((9 + 1 + 1 + 9) / 3))
-    assert value.run_error == pytest.approx(math.sqrt(8) / math.sqrt(2))
+    assert (value.mean, value.runs) == (93.0, (91.0, 95.0))
+    assert value.spread == pytest.approx(math.sqrt(8)) and value.error == pytest.approx(math.sqrt(8) / math.sqrt(2))
+
+
+def test_ratio_takes_the_error_of_paired_texts(tmp_path):
+    def infilling(system, losses, replica=0):
+        by_text = [(loss, 10) for loss in losses]
+        metrics = {"perplexity": math.exp(sum(losses) / 10 / len(losses))}
+        return make_record("infilling", system, "WikiText", metrics=metrics, by_text=by_text, replica=replica)
+
+    base = infilling("base, left", [30.0, 50.0])
+    one, other = infilling("MAGNET", [28.0, 47.0]), infilling("MAGNET", [27.0, 46.0], replica=1)
+    cells = Cells(read_results(write(tmp_path, [base, one, other])).records)
+    value = cells.ratio("infilling", "MAGNET", "base, left", "WikiText")
+    # By hand: the mean differences are -0.25 and -0.35 a token; the differences of texts -2 and -3, -3 and -4.
+    runs = [math.exp(-0.25), math.exp(-0.35)]
+    assert value.runs == pytest.approx(runs) and value.mean == pytest.approx(sum(runs) / 2)
+    paired = [run * math.sqrt(2 * 0.5) / 20 for run in runs]
+    assert value.error == pytest.approx(math.hypot((runs[0] - runs[1]) / 2, sum(paired) / 2))
+    mixed = Cells([base, make_record("infilling", "MAGNET", "WikiText", metrics={"perplexity": 50.0})])
+    assert mixed.ratio("infilling", "MAGNET", "base, left", "WikiText").mean == pytest.approx(50.0 / math.exp(4.0))
 
 
 def test_newest_record_wins_and_readings_are_separate_rows(tmp_path):
@@ -58,33 +78,39 @@ def test_row_prefers_records_without_a_step_then_the_last_step():
     assert cells.value("repetition", "A", "WikiText", "rep_4").mean == 0.3
     assert cells.value("repetition", "B", "WikiText", "rep_4").mean == 0.9
     assert [*cells.curve("repetition", "A", "WikiText", "rep_4")] == [100, 200, 300]
-    assert any("A (step 300)" in note for note in table([*steps, plain], "repetition").notes)
+
+
+def test_curve_ends_at_the_figure_of_the_table():
+    def measured(system, step, value, weights):
+        return make_record("sts", system, "STS12", metrics={"spearman": value}, step=step, weights=weights)
+
+    whole = [measured("A", 100, 1.0, "a"), measured("A", 300, 2.0, "b"), measured("A", None, 3.0, "b")]
+    stage = [measured("B", 100, 1.0, "c"), measured("B", 200, 2.0, "d"), measured("B", None, 3.0, "e")]
+    cells = Cells([*whole, *stage])
+    means = [{k: v.mean for k, v in cells.curve("sts", row, "STS12", "spearman").items()} for row in "AB"]
+    assert means == [{100: 1.0, 300: 3.0}, {100: 1.0, 200: 2.0, 300: 3.0}]
 
 
 def test_quoted_and_measured_values_never_share_a_row():
     built = table(whole_study(), "words")
-    for one in built.rows:
-        kinds = {type(value) for value in one.values.values()}
-        assert kinds <= ({Value} if one.origin == MEASURED else {float})
+    assert {one.origin for one in built.quoted} == {"quoted"} and "quoted" not in {
+        one.origin for one in built.measured
+    }
     ner = Column("ner", "accuracy", "words")
     assert row(built, "MAGNET").values[ner].mean == 75.0
-    assert row(built, "MAGNET", QUOTED).values[ner] == 98.31
+    assert [one.values[ner].mean for one in built.quoted if one.name == "MAGNET"] == [98.31]
     assert row(built, "tiny-bert").missing[ner] == "no CoNLL-2003 <here>"
 
 
-def test_differences_and_gains_match_manual_calculation():
-    built = table(whole_study(), "words")
-    (one,) = (c for c in built.comparisons if (c.ours, c.column.unit) == ("LLM2Vec recipe", "pos"))
-    assert one.theirs == "LLM2Vec"
-    assert one.paper_gain == pytest.approx(90.53 - 91.53)
-    assert one.gain == pytest.approx(82.0 - 80.0)
-    assert {c.ours for c in built.comparisons} == {"base, causal", "LLM2Vec recipe", "MNTP", "MAGNET"}
-    # Where lower is better a gain is a fall, of a perplexity in percent of the base; the paper says 29.9 %.
-    (fill,) = (
-        c for c in table(whole_study(), "infilling").comparisons if (c.ours, c.column[0]) == ("MAGNET", "WikiText")
-    )
-    assert fill.paper_gain == pytest.approx(100 * (22.0399 - 15.4573) / 22.0399)
-    assert fill.paper_gain == pytest.approx(29.9, abs=0.05) and fill.gain == pytest.approx(100 * 9.5 / 40)
+def test_gains_match_manual_calculation():
+    page = build_page(Results(whole_study()), PAPER)
+    grids = [
+        b for d in page.blocks if isinstance(d, Details) for e in d.blocks if isinstance(e, Details) for b in e.blocks
+    ]
+    rows = [list(r) for grid in grids if isinstance(grid, Grid) for r in grid.rows]
+    assert ["LLM2Vec", "LLM2Vec's recipe", "parts of speech accuracy", "90.5", "82.0 ± 0.4", "-1.0", "+2.0"] in rows
+    # Where lower is better a gain is a fall; the paper says 29.9 % of 22.0399.
+    assert ["MAGNET", "MAGNET", "WikiText-2 to the base", "0.701", "0.762 ± 0.013", "+0.30", "+0.24"] in rows
 
 
 def test_average_requires_all_parts_of_the_same_replica():
@@ -92,7 +118,7 @@ def test_average_requires_all_parts_of_the_same_replica():
     average = Column("average", "spearman", "sts")
     assert row(table(records, "sts"), "MAGNET").values[average].mean == pytest.approx(38.0 + 3.0 + 0.25)
     fewer = [record for record in records if (record.replica, record.unit) != (1, "SICK-R")]
-    assert row(table(fewer, "sts"), "MAGNET").values[average].n == 1
+    assert len(row(table(fewer, "sts"), "MAGNET").values[average].runs) == 1
     none = [record for record in records if record.unit != "SICK-R"]
     assert average not in row(table(none, "sts"), "MAGNET").values
 
@@ -100,11 +126,11 @@ def test_average_requires_all_parts_of_the_same_replica():
 def test_settings_that_differ_are_reported_except_readings():
     units = [("MAGNET", {"prompt": "a", "reading": "magnet"}), ("Echo", {"prompt": "b", "reading": "echo"})]
     records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings=settings) for s, settings in units]
-    built = table(records, "sts")
-    assert built.warnings == ["The rows have different settings: prompt (a: MAGNET; b: Echo)."]
-    assert "prompt: a (MAGNET on STS12); b (Echo on STS12)" in built.settings and "preset: paper" in built.settings
-    assert table(records[:1], "sts").warnings == []
+    assert differing_settings(records, lambda r: r.system) == {"prompt": "a (MAGNET); b (Echo)"}
+    assert differing_settings(records[:1], lambda r: r.system) == {}
     smoke = make_record("sts", "Echo", "STS13", metrics={"spearman": 1.0}, settings={"prompt": "b"})
-    assert table([records[0], smoke], "sts").warnings == []  # of another unit
+    assert differing_settings([records[0], smoke], lambda r: r.system) == {}  # of another unit
     logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
-    assert table(logs, "curves").warnings == []
+    assert differing_settings(logs, lambda r: r.system) == {}
+    counted = [make_record("sts", "A", "STS12", counts={"pairs": n, "questions, law": 1}) for n in (9, 1200)]
+    assert list_counts(counted) == ["STS12: 9 to 1,200 pairs"]
