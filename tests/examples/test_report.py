@@ -87,8 +87,10 @@ def test_first_screen_says_what_was_studied_and_found(study):
     assert "Result: of the paper's 4 claims, 4 hold (infilling, representations, repetition, knowledge)." in first
     assert "0.762 ± 0.013 (ROCStories), 0.762 ± 0.013 (WikiText-2) times that of the base from the left." in page.text
     assert "has 85.0 against 82.0 (parts of speech accuracy), 41.2 against 38.2 (STS)" in page.text
-    assert "a share of 4-grams of 0.11 (recipe 0.51, base 0.050) on WikiText-2" in page.text
-    assert "MAGNET has 1.050 times the base's perplexity (WikiText-2), -1.0 points of MMLU's mean." in page.text
+    assert "0.11 on WikiText-2 (recipe 0.51, base 0.050)" in page.text
+    assert (
+        "MAGNET's perplexity is 1.050 times its base's on WikiText-2, MMLU's mean changes by -1.0 points." in page.text
+    )
     assert text.index("🟢 holds") < text.index("<details>")
 
 

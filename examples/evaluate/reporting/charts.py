@@ -21,21 +21,28 @@ OTHER_COLORS, DASHES = (3, 4, 5), ("none", "5 3", "2 2")
 
 @dataclass(frozen=True)
 class Group:
-    """Bars of one measure by row; `level` is the figure of the base."""
+    """Bars of one measure by row; `level` is the figure of the base, and what exceeds `most` is cut."""
 
     title: str
     bars: Mapping[str, Value]
     level: tuple[str, float] | None = None
     digits: int = 3
+    most: float = math.inf
 
 
 def draw_bars(groups: Sequence[Group], *, caption: str, is_shared: bool = False) -> str:
     """Draw groups of bars, with a dot for each training and a dashed line for the base.
 
-    Bars begin at zero. Each group has its own scale, or all share one; what exceeds twice the base is cut.
+    Bars begin at zero. Each group has its own scale, or all share one.
     """
     groups = [group for group in groups if group.bars]
-    tops = [_top(group) for group in groups]
+    tops = [
+        min(
+            group.most,
+            max(group.level[1] if group.level else 0.0, *(max(v.mean, *v.runs) for v in group.bars.values())),
+        )
+        for group in groups
+    ]
     parts, y = [], 0.0
     for group, top in zip(groups, tops, strict=True):
         scale = (WIDTH - LABELS - VALUES) / ((max(tops) if is_shared else top) or 1.0)
@@ -93,15 +100,9 @@ def draw_curves(
 
 def as_file(svg: str) -> bytes:
     """Make an SVG file of an element, on white."""
-    start, inner = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" color="#1f2328" ', 1).split(">", 1)
+    own = f'<svg xmlns="http://www.w3.org/2000/svg" color="#1f2328" width="{1.4 * WIDTH:g}" '
+    start, inner = svg.replace("<svg ", own, 1).split(">", 1)
     return f'{start}><style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{inner}\n'.encode()
-
-
-def _top(group: Group) -> float:
-    """Return the largest figure that a group shows."""
-    level = group.level[1] if group.level else 0.0
-    top = max(level, *(max(value.mean, *value.runs) for value in group.bars.values()))
-    return min(top, 2 * level) if level > 0 else top
 
 
 def _bar(row: str, value: Value, y: float, scale: float, digits: int) -> list[str]:

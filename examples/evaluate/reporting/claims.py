@@ -103,7 +103,7 @@ def figure(cells: Cells, table: str, names: Sequence[str], units: Sequence[str],
 def judge(what: str, terms: Sequence[tuple[float, Figure]], *, offset: float = 0.0, digits: int = 3) -> Finding:
     """Compare a weighted sum of figures plus an offset with zero."""
     shown = [
-        f"{row_name(row)} {show(value.mean, digits, spread=value.spread)}"
+        f"{row_name(row)} {show(value.mean, digits, spread=value.error or None)}"
         if value
         else f"{row_name(row)} not measured{f' ({reason})' if reason else ''}"
         for _, (row, value, reason) in terms
@@ -154,7 +154,7 @@ def _infilling(cells: Cells) -> Claim:
                 shares.append(f"{show_ratio(value.mean, value.error)} ({unit_name(unit)})")
         shown = {str(row): cells.ratio("infilling", str(row), rows[LEFT], unit) for row in rows.values()}
         bars = {row: value for row, value in shown.items() if value and row != rows[LEFT]}
-        groups.append(Group(unit_name(unit), bars, ("base, left", 1.0) if bars else None))
+        groups.append(Group(unit_name(unit), bars, ("base, left", 1.0), most=2.0))
     return Claim(
         "infilling",
         "MAGNET fills blanks better than its base, which sees the left side only.",
@@ -215,7 +215,7 @@ def _repetition(cells: Cells) -> Claim:
             groups.append(_group(cells, name, ("repetition", [unit], metric), (MAGNET, RECIPE), BASE))
             if near.means and metric == "rep_4":
                 figures = [show(mean, 2) for mean in near.means]
-                parts.append(f"{figures[0]} (recipe {figures[2]}, base {figures[1]}) on {unit_name(unit)}")
+                parts.append(f"{figures[0]} on {unit_name(unit)} (recipe {figures[2]}, base {figures[1]})")
     return Claim(
         "repetition",
         "Open-ended generation stays free of the repetition that LLM2Vec's recipe brings.",
@@ -223,7 +223,7 @@ def _repetition(cells: Cells) -> Claim:
         "the base where the recipe repeats less than that; and its repetition does not grow over training steps (the "
         "slope of a straight line is not above zero by more than two of its standard errors; three steps at least).",
         findings,
-        f"It repeats a share of 4-grams of {', '.join(parts)}." if parts else "",
+        f"MAGNET repeats this share of its 4-grams: {', '.join(parts)}." if parts else "",
         groups,
         "Share of repeated sentences (rep-sen) and 4-grams (rep-4) in greedy continuations; lower is better",
     )
@@ -240,16 +240,16 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
         rows = {names: str(cells.find("perplexity", names)) for names in (MAGNET, RECIPE, BASE)}
         ratios = {row: cells.ratio("perplexity", row, rows[BASE], unit) for row in rows.values()}
         ours = Figure(f"{row_name(rows[MAGNET])} to the base", ratios[rows[MAGNET]])
-        name = f"perplexity of {unit_name(unit)} to the base"
+        name = f"perplexity, {unit_name(unit)}"
         findings.append(judge(name, [(-1, ours)], offset=limit))
         bars = {row: value for row, value in ratios.items() if value and row != rows[BASE]}
-        groups.append(Group(name, bars, ("base", 1.0)))
+        groups.append(Group(name, bars, ("base", 1.0), most=2.0))
         if ours.value:
-            parts.append(f"{show_ratio(ours.value.mean)} times the base's perplexity ({unit_name(unit)})")
+            parts.append(f"{show_ratio(ours.value.mean)} times its base's on {unit_name(unit)}")
     ours, base = (figure(cells, "mmlu", names, ["average"], "accuracy") for names in (MAGNET, BASE))
     mmlu = judge("MMLU, mean accuracy", [(1, ours), (-1, base)], offset=lost)
     if mmlu.means:
-        parts.append(f"{show(mmlu.means[0] - mmlu.means[1], 2, sign='+')} points of MMLU's mean")
+        parts.append(f"MMLU's mean changes by {show(mmlu.means[0] - mmlu.means[1], 2, sign='+')} points")
         groups.append(_group(cells, "MMLU, %", ("mmlu", ["average"], "accuracy"), (MAGNET,), BASE))
     if base.value and mmlu.means and base.value.mean - ERRORS * base.value.error <= CHANCE:
         parts[-1] += ", where the base only guesses"
@@ -261,7 +261,7 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
         f"No more is lost than the paper's own model lost: {lost:.1f} points of MMLU's mean, and a perplexity of "
         f"{limit:.2f} times the base's.",
         [mmlu, *findings],
-        f"MAGNET has {', '.join(parts)}." if parts else "",
+        f"MAGNET's perplexity is {', '.join(parts)}." if parts else "",
         groups,
         "Perplexity from left to right as a multiple of the base's, lower is better; MMLU, higher is better",
     )

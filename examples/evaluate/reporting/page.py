@@ -1,5 +1,6 @@
 """Build the page from records and the paper's numbers: claims first, then folded tables, notes and conditions."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -149,16 +150,16 @@ def _finding(cells: Cells, table: Table) -> str:
     if table.paper is None:
         return f"{len(table.measured)} systems"
     metric = RATIO if table.name in REFERENCES else "rep_4" if table.name == "repetition" else table.columns[0].metric
-    sources = {column.table for column in table.columns}
-    wanted = {cells.find(source, names) for source in sources for names in (FILLED, RECIPE, CONTROL)}
-    wanted |= {cells.find(source, CAUSAL) for source in sources if metric != RATIO}
-    rows = [row for row in table.measured if row.name in wanted and row.values]
+    sources = dict.fromkeys(column.table for column in table.columns[:1])
+    systems = (FILLED, RECIPE, CONTROL) if metric == RATIO else (MAGNET, RECIPE, CAUSAL)
+    wanted = [cells.find(source, names) for names in systems for source in sources]
+    rows = [row for name in wanted for row in table.measured if row.name == name and row.values]
     columns = [c for c in table.columns if c.metric == metric and all(c in row.values for row in rows)]
     columns = [column for column in columns if column.unit == "average"] or columns
     if not rows or not columns:
         return f"{len(table.measured)} systems"
     parts = []
-    for row in rows[::-1]:
+    for row in rows:
         mean = sum(row.values[column].mean for column in columns) / len(columns)
         parts.append(f"{row_name(row.name)} {show_ratio(mean) if metric == RATIO else show(mean, digits_of(metric))}")
     what = column_name(columns[0].unit, metric) if len(columns) == 1 else f"mean of {len(columns)} columns"
@@ -182,7 +183,8 @@ def _table(table: Table) -> Iterator[Block]:
         ]
     yield Grid(heads, rows, [row[1] == QUOTED for row in rows])
     of_ratios = "; of multiples of the base: standard error" if table.name in REFERENCES else ""
-    yield Text(f"± standard deviation over trainings{of_ratios}.")
+    if table.measured:
+        yield Text(f"± standard deviation over trainings{of_ratios}.")
     for reason in dict.fromkeys(reason for row in every for reason in row.missing.values()):
         yield Text(f"n/a: not available here: {reason}")
 
@@ -263,7 +265,8 @@ def _bars(table: Table) -> Iterator[Picture]:
         bars = {row.name: row.values[column] for row in table.measured if column in row.values}
         if bars and column.metric == BARS.get(table.name):
             name = column_name(column.unit, column.metric)
-            group = Group(name, bars, ("base, left", 1.0) if column.metric == RATIO else None)
+            is_ratio = column.metric == RATIO
+            group = Group(name, bars, ("base, left", 1.0) if is_ratio else None, most=2.0 if is_ratio else math.inf)
             yield Picture(
                 f"{table.name}_{number}", "", draw_bars([group], caption=f"{table_name(table.name)}: {name}")
             )
