@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, named_items, raise_complaints, require_extra, start
 from examples.evaluate.parts.options import add_results
-from examples.evaluate.reporting.blocks import Page
+from examples.evaluate.reporting.blocks import Page, pictures
 from examples.evaluate.reporting.cells import Results, read_results
 from examples.evaluate.reporting.charts import as_file
 from examples.evaluate.reporting.page import TITLE, build_page
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> Page:
 
 def write_page(page: Page, folder: Path) -> None:
     """Write figures and both pages atomically; the pages last, when all files that they show exist."""
-    files = {folder / FIGURES / f"{picture.name}.svg": as_file(picture.svg) for picture in page.pictures}
+    files = {folder / FIGURES / f"{picture.name}.svg": as_file(picture.svg) for picture in pictures(page.blocks)}
     files[folder / "report.md"] = render_markdown(page).encode()
     files[folder / "report.html"] = render_html(page).encode()
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Lone surrogates cannot be written; control characters and direction marks could disguise the text of a page.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -77,22 +77,19 @@ class Page:
     """A page: a title, and its blocks."""
 
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """Return all charts."""
-        return list(_pictures(self.blocks))
+    blocks: Sequence[Block]
 
 
-def _pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
+def pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
+    """Yield all charts."""
     for block in blocks:
-        if isinstance(block, Details):
-            yield from _pictures(block.blocks)
-        elif isinstance(block, Card) and block.picture:
-            yield block.picture
-        elif isinstance(block, Picture):
-            yield block
+        match block:
+            case Picture():
+                yield block
+            case Details():
+                yield from pictures(block.blocks)
+            case Card(picture=Picture() as picture):
+                yield picture
 
 
 def clean(text: str) -> str:
