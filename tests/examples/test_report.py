@@ -89,16 +89,16 @@ def test_first_screen_says_what_was_studied_and_found(study):
     assert "has 85.0 against 82.0 (parts of speech accuracy), 41.2 against 38.2 (STS)" in page.text
     assert "0.11 on WikiText-2 (recipe 0.51, base 0.050)" in page.text
     assert (
-        "MAGNET's perplexity is 1.050 times its base's on WikiText-2, MMLU's mean changes by -1.0 points." in page.text
+        "With MAGNET, perplexity is 1.050 times the base's on WikiText-2, MMLU's mean changes by -1.0 points."
+        in page.text
     )
-    assert text.index("🟢 holds") < text.index("<details>")
+    assert text.count("🟢") == 4 and text.rindex("🟢") < text.index("<details>")
 
 
 def test_page_runs_no_script_and_loads_nothing_external(study):
     page, text = study
     assert {tag for tag, _ in page.found} & {"script", "link", "iframe", "object", "img"} == set()
     assert not any(name.startswith("on") or name == "src" for _, own in page.found for name in own)
-    assert sum(tag == "section" for tag, _ in page.found) == 4
     for part in ("MAGNET: <script>alert('x')</script>", "He won </article>.", "<script>alert(2)</script>"):
         assert part in page.text
     assert ("h3", {}) in page.found and "# Ran *by hand*" in text  # notes are rendered in one and copied to the other
@@ -118,7 +118,7 @@ def test_notes_are_rendered_without_html_images_or_links_to_files():
 
 def test_charts_are_valid_and_saved_beside_markdown(study, folder):
     files = list((folder / "page/figures").iterdir())
-    assert set(re.findall(r"\]\((figures/[a-z0-9_]+\.svg)\)", study[1])) == {f"figures/{file.name}" for file in files}
+    assert set(re.findall(r'src="figures/([a-z0-9_]+\.svg)"', study[1])) == {file.name for file in files}
     for file in files:
         ElementTree.parse(file)
     bars = (folder / "page/figures/claim_infilling.svg").read_text()

@@ -133,4 +133,4 @@ def test_settings_that_differ_are_reported_except_readings():
     logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
     assert differing_settings(logs, lambda r: r.system) == {}
     counted = [make_record("sts", "A", "STS12", counts={"pairs": n, "questions, law": 1}) for n in (9, 1200)]
-    assert list_counts(counted) == ["STS12: 9 to 1,200 pairs"]
+    assert list_counts(counted) == ["STS12: 9 or 1,200 pairs"]

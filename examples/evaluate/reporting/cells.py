@@ -24,10 +24,7 @@ UNTRAINED = ("base", "Echo", "MiniLM", "unidirectional", "zero-shot", "two-shot"
 
 @dataclass(frozen=True)
 class Value:
-    """A measured figure: its mean, the figure of each training, and the standard error of the mean.
-
-    The error covers the trainings, and the texts or questions where records have it.
-    """
+    """A figure: mean, figure of each training, and standard error over trainings and, where known, texts or questions."""
 
     mean: float
     runs: tuple[float, ...]
@@ -240,14 +237,13 @@ def list_counts(records: Sequence[Record]) -> list[str]:
         for key, count in record.counts.items():
             if "," not in key:
                 counts[record.unit][key.replace("_", " ")].add(count)
-    return [
-        f"{unit}: {', '.join(f'{_range(values)} {key}' for key, values in sorted(keys.items()))}"
-        for unit, keys in sorted(counts.items())
-    ]
-
-
-def _range(values: set[int]) -> str:
-    return f"{min(values):,}" + (f" to {max(values):,}" if len(values) > 1 else "")
+    texts = []
+    for unit, keys in sorted(counts.items()):
+        parts = [
+            f"{' or '.join(f'{count:,}' for count in sorted(values))} {key}" for key, values in sorted(keys.items())
+        ]
+        texts.append(f"{unit}: {', '.join(parts)}")
+    return texts
 
 
 def _written(value: object) -> str:

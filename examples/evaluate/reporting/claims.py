@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from examples.evaluate.reporting.cells import Cells, Value
 from examples.evaluate.reporting.charts import Group
-from examples.evaluate.reporting.names import column_name, digits_of, row_name, show, show_ratio, unit_name
+from examples.evaluate.reporting.names import NAMES, column_name, digits_of, row_name, show, show_ratio, unit_name
 from examples.evaluate.reporting.paper_values import PaperValues
 
 Outcome = Literal["for", "against", "within the error", "not measured"]
+Names = tuple[str, ...]
+Place = tuple[str, Sequence[str], str]  # table, units, metric
 Verdict = Literal["does not hold", "holds in part", "holds", "not measured"]
 
 RULE = (
@@ -32,11 +34,10 @@ CONTROL, OTHER_SUFFIX = ("causal control, left", "causal control"), ("MAGNET, ot
 
 
 class Figure(NamedTuple):
-    """A figure with the name of its row; `reason` says why it is missing."""
+    """A figure with the name of its row."""
 
     row: str
     value: Value | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ class Claim:
     """One claim with its comparisons, a sentence of the deciding figures, and the groups of its chart."""
 
     name: str
-    statement: str
-    threshold: str
     findings: list[Finding]
     in_short: str
-    groups: list[Group] = field(default_factory=list)
-    caption: str = ""
+    groups: list[Group]
     is_shared: bool = False
+
+    def words(self, kind: str) -> str:
+        """Return the statement, the threshold or the caption of the chart."""
+        return NAMES[f"claim {kind}"][self.name]
 
     @property
     def verdict(self) -> Verdict:
@@ -95,18 +97,14 @@ def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
 def figure(cells: Cells, table: str, names: Sequence[str], units: Sequence[str], metric: str) -> Figure:
     """Look up the mean of a row over units."""
     row = cells.find(table, names)
-    value = cells.mean(table, row, units, metric) if row and units else None
-    reasons = {r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable}
-    return Figure(row or names[0], value, "; ".join(sorted(reasons)))
+    return Figure(row or names[0], cells.mean(table, row, units, metric) if row and units else None)
 
 
 def judge(what: str, terms: Sequence[tuple[float, Figure]], *, offset: float = 0.0, digits: int = 3) -> Finding:
     """Compare a weighted sum of figures plus an offset with zero."""
     shown = [
-        f"{row_name(row)} {show(value.mean, digits, spread=value.error or None)}"
-        if value
-        else f"{row_name(row)} not measured{f' ({reason})' if reason else ''}"
-        for _, (row, value, reason) in terms
+        f"{row_name(row)} {show(value.mean, digits, spread=value.error or None) if value else 'not measured'}"
+        for _, (row, value) in terms
     ]
     values = [(weight, found.value) for weight, found in terms if found.value]
     if len(values) < len(terms):
@@ -140,31 +138,21 @@ def growth(cells: Cells, what: str, table: str, unit: str, metric: str, system: 
 def _infilling(cells: Cells) -> Claim:
     """Judge infilling against the base from the left, reading both sides, and trained causally."""
     findings, groups, shares = [], [], []
-    systems: tuple[tuple[str, ...], ...] = (FILLED, LEFT, CONTROL, OTHER_SUFFIX, BASE_FILLED)
-    rows = {names: cells.find("infilling", names) for names in systems}
-    rivals: dict[tuple[str, ...], str] = {LEFT: "the base from the left", BASE_FILLED: "the base reading both sides"}
-    rivals |= {CONTROL: "the base trained causally"} if rows[CONTROL] else {}
+    systems: list[Names] = [FILLED, LEFT, CONTROL, OTHER_SUFFIX, BASE_FILLED]
+    rows = {names: str(cells.find("infilling", names) or names[0]) for names in systems}
+    rivals: dict[Names, str] = {LEFT: "the base from the left", BASE_FILLED: "the base reading both sides"}
+    rivals |= {CONTROL: "the base trained causally"} if rows[CONTROL] in cells.rows("infilling") else {}
     for unit in cells.units("infilling") or ["ROCStories", "WikiText"]:
         for names, rival in rivals.items():
-            row = str(rows[FILLED] or FILLED[0])
-            value = cells.ratio("infilling", row, rows[names], unit)
-            ratio = Figure(f"{row_name(row)} to {rival}", value)
-            findings.append(judge(f"{unit_name(unit)}, to {rival}", [(-1, ratio)], offset=1.0))
+            value = cells.ratio("infilling", rows[FILLED], rows[names], unit)
+            findings.append(judge(f"{unit_name(unit)}, to {rival}", [(-1, Figure("MAGNET", value))], offset=1.0))
             if names == LEFT and value:
                 shares.append(f"{show_ratio(value.mean, value.error)} ({unit_name(unit)})")
-        shown = {str(row): cells.ratio("infilling", str(row), rows[LEFT], unit) for row in rows.values()}
+        shown = {row: cells.ratio("infilling", row, rows[LEFT], unit) for row in rows.values()}
         bars = {row: value for row, value in shown.items() if value and row != rows[LEFT]}
         groups.append(Group(unit_name(unit), bars, ("base, left", 1.0), most=2.0))
-    return Claim(
-        "infilling",
-        "MAGNET fills blanks better than its base, which sees the left side only.",
-        "The perplexity of what was removed, as a multiple of the rival's on the same tokens, is below one.",
-        findings,
-        f"Its perplexity is {', '.join(shares)} times that of the base from the left." if shares else "",
-        groups,
-        "Infilling perplexity as a multiple of the base's from the left; lower is better",
-        is_shared=True,
-    )
+    in_short = f"MAGNET's perplexity is {', '.join(shares)} times that of the base from the left." if shares else ""
+    return Claim("infilling", findings, in_short, groups, is_shared=True)
 
 
 def _representations(cells: Cells) -> Claim:
@@ -181,18 +169,11 @@ def _representations(cells: Cells) -> Claim:
         ours, rival = (figure(cells, table, names, units, metric) for names in (MAGNET, RECIPE))
         findings.append(judge(name, [(1, ours), (-1, rival)]))
         others = (SAME_PAIRS, ("Echo",), ("MiniLM",)) if table == "sts" else ()
-        groups.append(_group(cells, name, (table, units, metric), (MAGNET, RECIPE, *others), CAUSAL))
+        groups.append(_group(cells, name, (table, units, metric), MAGNET, RECIPE, *others, CAUSAL))
     pairs = [(name, found.means) for (_, _, _, name), found in zip(columns, findings, strict=True) if found.means]
     parts = [f"{show(ours)} against {show(rival)} ({name.split(',')[0]})" for name, (ours, rival) in pairs[-3:]]
-    return Claim(
-        "representations",
-        "MAGNET's representations are better than those of LLM2Vec's recipe at equal budget.",
-        "MAGNET less LLM2Vec's recipe is above zero.",
-        findings,
-        f"MAGNET has {', '.join(parts)}." if parts else "",
-        groups,
-        "Accuracy, Spearman and V-measure in percent; higher is better",
-    )
+    in_short = f"MAGNET has {', '.join(parts)}." if parts else ""
+    return Claim("representations", findings, in_short, groups)
 
 
 def _repetition(cells: Cells) -> Claim:
@@ -212,21 +193,12 @@ def _repetition(cells: Cells) -> Claim:
                 near,
                 growth(cells, f"{name}, over training steps", "repetition", unit, metric, MAGNET),
             ]
-            groups.append(_group(cells, name, ("repetition", [unit], metric), (MAGNET, RECIPE), BASE))
+            groups.append(_group(cells, name, ("repetition", [unit], metric), MAGNET, RECIPE, BASE))
             if near.means and metric == "rep_4":
                 figures = [show(mean, 2) for mean in near.means]
                 parts.append(f"{figures[0]} on {unit_name(unit)} (recipe {figures[2]}, base {figures[1]})")
-    return Claim(
-        "repetition",
-        "Open-ended generation stays free of the repetition that LLM2Vec's recipe brings.",
-        "MAGNET repeats less than the recipe; less than the middle of base and recipe, as in the paper, or less than "
-        "the base where the recipe repeats less than that; and its repetition does not grow over training steps (the "
-        "slope of a straight line is not above zero by more than two of its standard errors; three steps at least).",
-        findings,
-        f"MAGNET repeats this share of its 4-grams: {', '.join(parts)}." if parts else "",
-        groups,
-        "Share of repeated sentences (rep-sen) and 4-grams (rep-4) in greedy continuations; lower is better",
-    )
+    in_short = f"MAGNET repeats this share of its 4-grams: {', '.join(parts)}." if parts else ""
+    return Claim("repetition", findings, in_short, groups)
 
 
 def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
@@ -245,38 +217,22 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
         bars = {row: value for row, value in ratios.items() if value and row != rows[BASE]}
         groups.append(Group(name, bars, ("base", 1.0), most=2.0))
         if ours.value:
-            parts.append(f"{show_ratio(ours.value.mean)} times its base's on {unit_name(unit)}")
+            parts.append(f"perplexity is {show_ratio(ours.value.mean)} times the base's on {unit_name(unit)}")
     ours, base = (figure(cells, "mmlu", names, ["average"], "accuracy") for names in (MAGNET, BASE))
     mmlu = judge("MMLU, mean accuracy", [(1, ours), (-1, base)], offset=lost)
     if mmlu.means:
         parts.append(f"MMLU's mean changes by {show(mmlu.means[0] - mmlu.means[1], 2, sign='+')} points")
-        groups.append(_group(cells, "MMLU, %", ("mmlu", ["average"], "accuracy"), (MAGNET,), BASE))
+        groups.append(_group(cells, "MMLU, %", ("mmlu", ["average"], "accuracy"), MAGNET, BASE))
     if base.value and mmlu.means and base.value.mean - ERRORS * base.value.error <= CHANCE:
         parts[-1] += ", where the base only guesses"
         reason = f"{mmlu.numbers}; the base is not above chance ({CHANCE:g} %): it has no knowledge to lose"
         mmlu = replace(mmlu, outcome="not measured", numbers=reason)
-    return Claim(
-        "knowledge",
-        "Knowledge and perplexity of the base are kept.",
-        f"No more is lost than the paper's own model lost: {lost:.1f} points of MMLU's mean, and a perplexity of "
-        f"{limit:.2f} times the base's.",
-        [mmlu, *findings],
-        f"MAGNET's perplexity is {', '.join(parts)}." if parts else "",
-        groups,
-        "Perplexity from left to right as a multiple of the base's, lower is better; MMLU, higher is better",
-    )
+    in_short = f"With MAGNET, {', '.join(parts)}." if parts else ""
+    return Claim("knowledge", [mmlu, *findings], in_short, groups)
 
 
-def _group(
-    cells: Cells,
-    title: str,
-    place: tuple[str, Sequence[str], str],
-    systems: Sequence[Sequence[str]],
-    base: Sequence[str],
-) -> Group:
-    """Return the bars of the systems that were measured, and the level of the base."""
-    table, units, metric = place
-    found = [figure(cells, table, names, units, metric) for names in (*systems, base)]
-    bars = {one.row: one.value for one in found[:-1] if one.value}
-    level = found[-1].value
-    return Group(title, bars, ("base", level.mean) if level else None, digits_of(metric))
+def _group(cells: Cells, title: str, place: Place, *systems: Names) -> Group:
+    """Return the bars of the systems that were measured, and the level of the last one, which is the base."""
+    *found, base = (figure(cells, place[0], names, *place[1:]) for names in systems)
+    level = ("base", base.value.mean) if base.value else None
+    return Group(title, {row: value for row, value in found if value}, level, digits_of(place[2]))

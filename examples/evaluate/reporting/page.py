@@ -6,20 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from examples.evaluate.parts.records import Record
 from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text
-from examples.evaluate.reporting.cells import Cells, Results, Value, differing_settings, list_counts, reading_of
+from examples.evaluate.reporting.cells import Cells, Results, Value, differing_settings, list_counts
 from examples.evaluate.reporting.charts import Group, draw_bars, draw_curves
-from examples.evaluate.reporting.claims import (
-    BASE,
-    CAUSAL,
-    CONTROL,
-    FILLED,
-    LEFT,
-    MAGNET,
-    RECIPE,
-    RULE,
-    Claim,
-    judge_claims,
-)
+from examples.evaluate.reporting.claims import BASE, CAUSAL, CONTROL, FILLED, RECIPE, RULE, Claim, judge_claims
 from examples.evaluate.reporting.names import column_name, digits_of, row_name, show, show_ratio, table_name, unit_name
 from examples.evaluate.reporting.paper_values import Column, PaperValues
 from examples.evaluate.reporting.tables import QUOTED, RATIO, REFERENCES, Row, Table, build_table
@@ -27,13 +16,7 @@ from examples.evaluate.reporting.tables import QUOTED, RATIO, REFERENCES, Row, T
 TITLE = "MAGNET: the paper's tables, measured anew"
 ABSENT = "–"
 SAMPLES, CLOZE = "side_by_side", "story_cloze"
-# The worst first, with the verb for several claims.
-VERDICTS = {
-    "does not hold": "do not hold",
-    "holds in part": "hold in part",
-    "holds": "hold",
-    "not measured": "not measured",
-}
+VERDICTS = ("does not hold", "holds in part", "holds", "not measured")
 RIVALS = ("LLM2Vec recipe", "causal control", "Echo", "MiniLM")
 # The metrics that are drawn as bars of all rows, and over training steps.
 BARS = {"words": "accuracy", "sts": "spearman", "clustering": "v_measure", "infilling": RATIO}
@@ -67,9 +50,14 @@ def build_page(
     judged = {name: judge_claims(cells, paper)}
     judged |= {other: judge_claims(Cells(study.records), paper) for other, study in (compared or {}).items()}
     # A page that shows a failure below successes misleads.
-    claims = sorted(judged[name], key=lambda claim: list(VERDICTS).index(claim.verdict))
+    claims = sorted(judged[name], key=lambda claim: VERDICTS.index(claim.verdict))
     blocks: list[Block] = [*_opening(records, paper, claims, name=name), *map(_card, claims)]
-    blocks += [*_sizes(judged)] if compared else []
+    if compared:
+        sizes = [
+            [each[0].name, *(f"{claim.verdict}. {claim.in_short}" for claim in each)]
+            for each in zip(*judged.values(), strict=True)
+        ]
+        blocks += [Text("The claims by model size", is_heading=True), Grid(["Claim", *judged], sizes)]
     if notes:
         blocks.append(Details("Notes of the authors", "what the figures mean", [Notes(notes)]))
     tables = [build_table(cells, table, values) for table, values in paper.tables.items()]
@@ -78,7 +66,7 @@ def build_page(
         blocks += [_section(cells, table) for table in tables]
         blocks += [_section(cells, build_table(cells, other, None)) for other in others]
         blocks += [*_samples(cells, records)]
-    return Page(title, [*blocks, _rule(judged), _missing(tables, claims), _conditions(results, paper)])
+    return Page(title, [*blocks, _rule(judged), _missing(tables), _conditions(results, paper)])
 
 
 def _opening(records: Sequence[Record], paper: PaperValues, claims: Sequence[Claim], *, name: str) -> Iterator[Block]:
@@ -95,29 +83,20 @@ def _opening(records: Sequence[Record], paper: PaperValues, claims: Sequence[Cla
         f"and with the paper's figures for {paper.model}, which are quoted."
     )
     parts = []
-    for verdict, plural in VERDICTS.items():
+    for verdict in VERDICTS:
         named = [claim.name for claim in claims if claim.verdict == verdict]
-        parts += [f"{len(named)} {plural if len(named) > 1 else verdict} ({', '.join(named)})"] if named else []
+        verb = verdict if len(named) == 1 else verdict.replace("holds", "hold").replace("does", "do")
+        parts += [f"{len(named)} {verb} ({', '.join(named)})"] if named else []
     yield Text(f"Result: of the paper's {len(claims)} claims, {'; '.join(parts)}.")
     yield Text("How to read: bars are means, dots single trainings (seeds), the dashed line is the base.")
 
 
 def _card(claim: Claim) -> Card:
     """Return a claim with its chart."""
-    groups = [group for group in claim.groups if group.bars]
-    svg = draw_bars(groups, caption=claim.caption, is_shared=claim.is_shared)
-    picture = Picture(f"claim_{claim.name}", f"{claim.caption}.", svg) if groups else None
-    return Card(claim.statement, claim.verdict, claim.in_short, f"{claim.tally}.", picture)
-
-
-def _sizes(judged: Mapping[str, Sequence[Claim]]) -> Iterator[Block]:
-    """Yield the verdicts on several base models side by side."""
-    yield Text("The claims by model size", is_heading=True)
-    rows = [
-        [claims[0].name, *(f"{claim.verdict}. {claim.in_short}" for claim in claims)]
-        for claims in zip(*judged.values(), strict=True)
-    ]
-    yield Grid(["Claim", *judged], rows)
+    caption = claim.words("caption")
+    svg = draw_bars(claim.groups, caption=caption, is_shared=claim.is_shared)
+    picture = Picture(f"claim_{claim.name}", f"{caption}.", svg) if any(g.bars for g in claim.groups) else None
+    return Card(claim.words("statement"), claim.verdict, claim.in_short, f"{claim.tally}.", picture)
 
 
 def _section(cells: Cells, table: Table) -> Details:
@@ -147,17 +126,13 @@ def _finding(cells: Cells, table: Table) -> str:
     """Return the figures of MAGNET, the recipe and the base: of the mean column, or averaged over all columns."""
     if not any(row.values for row in table.measured):
         return "nothing was measured here"
-    if table.paper is None:
-        return f"{len(table.measured)} systems"
     metric = RATIO if table.name in REFERENCES else "rep_4" if table.name == "repetition" else table.columns[0].metric
-    sources = dict.fromkeys(column.table for column in table.columns[:1])
-    systems = (FILLED, RECIPE, CONTROL) if metric == RATIO else (MAGNET, RECIPE, CAUSAL)
-    wanted = [cells.find(source, names) for names in systems for source in sources]
+    wanted = [cells.find(table.columns[0].table, names) for names in (FILLED, RECIPE, CONTROL, CAUSAL)]
     rows = [row for name in wanted for row in table.measured if row.name == name and row.values]
     columns = [c for c in table.columns if c.metric == metric and all(c in row.values for row in rows)]
     columns = [column for column in columns if column.unit == "average"] or columns
-    if not rows or not columns:
-        return f"{len(table.measured)} systems"
+    if not rows or not columns or table.paper is None:
+        return f"systems: {len(table.measured)}"
     parts = []
     for row in rows:
         mean = sum(row.values[column].mean for column in columns) / len(columns)
@@ -182,9 +157,8 @@ def _table(table: Table) -> Iterator[Block]:
             for unit in dict.fromkeys(column.unit for column in (*row.values, *row.missing))
         ]
     yield Grid(heads, rows, [row[1] == QUOTED for row in rows])
-    of_ratios = "; of multiples of the base: standard error" if table.name in REFERENCES else ""
     if table.measured:
-        yield Text(f"± standard deviation over trainings{of_ratios}.")
+        yield Text("± standard deviation over trainings; of multiples of the base: standard error.")
     for reason in dict.fromkeys(reason for row in every for reason in row.missing.values()):
         yield Text(f"n/a: not available here: {reason}")
 
@@ -223,24 +197,25 @@ def _comparisons(table: Table) -> Iterator[Block]:
 
 def _gain(table: Table, row: Row, base: Row | None, column: Column) -> str:
     """Return the improvement over a base in the unit of the table."""
-    if base is None or column not in base.values:
+    if base is None or table.paper is None or column not in base.values:
         return ABSENT
-    sign = 1 if table.paper is None or table.paper.higher_is_better else -1
-    return show(sign * (row.values[column].mean - base.values[column].mean), 2, sign="+")
+    gain = row.values[column].mean - base.values[column].mean
+    return show(gain if table.paper.higher_is_better else -gain, 2, sign="+")
 
 
 def _cloze(cells: Cells) -> Iterator[Block]:
     """Yield Story Cloze, each cell compared story by story with MAGNET's infilling of the same task."""
     from scipy.stats import binomtest  # needs the extra `eval`
 
-    rows, magnet = [], str(cells.find(CLOZE, MAGNET))
+    rows, magnet = [], str(cells.find(CLOZE, FILLED))
     for unit in cells.units(CLOZE):
-        reference = f"{unit.split(', ')[0]}, infilling"
         for row in cells.rows(CLOZE):
             value = cells.value(CLOZE, row, unit, "accuracy")
-            hits, others = (_hits(cells, *place) for place in ((row, unit), (magnet, reference)))
+            places = ((row, unit), (magnet, f"{unit.split(', ')[0]}, infilling"))
+            found = [[r.samples[0].get("hits", "") for r in cells.final(CLOZE, *p) if r.samples] for p in places]
+            hits, others = (str(one[0]) if one else "" for one in found)
             test = ABSENT
-            if hits and len(hits) == len(others) and (row, unit) != (magnet, reference):
+            if hits and len(hits) == len(others) and places[0] != places[1]:
                 pairs = Counter(zip(others, hits, strict=True))
                 wins, losses = pairs["1", "0"], pairs["0", "1"]
                 p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
@@ -249,32 +224,25 @@ def _cloze(cells: Cells) -> Iterator[Block]:
     if rows:
         yield Text("Story Cloze: which sentence belongs to the story", is_heading=True)
         yield Grid(
-            ["Task, reading", "System", "Right choices, %", "Only MAGNET's infilling right, to only this"], rows
+            ["Task, reading", "System", "Right choices, %", "Only MAGNET's infilling right, or only this"], rows
         )
         yield Text("p: McNemar's exact test on the same stories, of the first training.")
 
 
-def _hits(cells: Cells, row: str, unit: str) -> str:
-    """Return a digit for each story, 1 for a right choice; empty if they are not on record."""
-    return next((str(r.samples[0].get("hits", "")) for r in cells.final(CLOZE, row, unit) if r.samples), "")
-
-
 def _bars(table: Table) -> Iterator[Picture]:
     """Yield a chart of all measured rows for each column that was measured."""
+    level, most = (("base, left", 1.0), 2.0) if table.name in REFERENCES else (None, math.inf)
     for number, column in enumerate(table.columns):
         bars = {row.name: row.values[column] for row in table.measured if column in row.values}
         if bars and column.metric == BARS.get(table.name):
-            name = column_name(column.unit, column.metric)
-            is_ratio = column.metric == RATIO
-            group = Group(name, bars, ("base, left", 1.0) if is_ratio else None, most=2.0 if is_ratio else math.inf)
-            yield Picture(
-                f"{table.name}_{number}", "", draw_bars([group], caption=f"{table_name(table.name)}: {name}")
-            )
+            group = Group(column_name(column.unit, column.metric), bars, level, most=most)
+            svg = draw_bars([group], caption=f"{table_name(table.name)}: {group.title}")
+            yield Picture(f"{table.name}_{number}", "", svg)
 
 
 def _curves(cells: Cells, table: Table) -> Iterator[Picture]:
     """Yield charts over training steps, which end at the figures of the table."""
-    base = cells.find(table.name, LEFT if table.name == "infilling" else CAUSAL)
+    base = cells.find(table.name, REFERENCES.get(table.name, CAUSAL))
     for number, unit in enumerate(cells.units(table.name)):
         for metric in CURVES.get(table.name, ()):
             curves = {row: cells.curve(table.name, row, unit, metric) for row in cells.rows(table.name)}
@@ -295,9 +263,7 @@ def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
         chosen = [record for record in records if record.unit == unit]
         texts: dict[str, list[str]] = defaultdict(list)
         for record in chosen:
-            readings = {reading_of(r) for r in chosen if r.system == record.system}
-            # Units may differ in their reading; only differences within this one are named.
-            name = row_name(cells.row_of(record) if len(readings) > 1 else record.system)
+            name = row_name(cells.row_of(record))
             for sample in record.samples:
                 place = f"{sample.get('title', 'Text')}: {sample.get('prefix', '')} […] {sample.get('suffix', '')}"
                 texts[place.strip()].append(f"{name}: {sample.get('fill', sample.get('continuation', ABSENT))}")
@@ -314,24 +280,21 @@ def _rule(judged: Mapping[str, Sequence[Claim]]) -> Details:
     for model, claims in judged.items():
         for claim in claims:
             blocks.append(Text(f"{claim.name}, {model}: {claim.verdict}", is_heading=True))
-            blocks.append(Text(f"{claim.statement} Threshold: {claim.threshold}"))
+            blocks.append(Text(f"{claim.words('statement')} Threshold: {claim.words('threshold')}"))
             rows = [[f.what, f.outcome, f.numbers, f.warning or ABSENT] for f in claim.findings]
             blocks.append(Grid(["Comparison", "Counts", "Figures", "Warning"], rows))
     return Details("How the claims are judged", "the rule, and every comparison with its figures", blocks)
 
 
-def _missing(tables: Sequence[Table], claims: Sequence[Claim]) -> Details:
-    """Return the columns of the paper without a figure of ours, and the comparisons without an outcome."""
+def _missing(tables: Sequence[Table]) -> Details:
+    """Return the columns of the paper without a figure of ours."""
     items = []
     for table in tables:
         if table.paper and table.absent:
             is_whole = len(table.absent) == len(table.paper.columns)
             what = "the whole table" if is_whole else ", ".join(column_name(c.unit, c.metric) for c in table.absent)
             items.append(f"{table_name(table.name)} ({table.paper.number}): {what}")
-    for claim in claims:
-        unknown = [finding.what for finding in claim.findings if finding.outcome == "not measured"]
-        items += [f"Claim on {claim.name}: {'; '.join(unknown)}"] if unknown else []
-    return Details("Not measured", f"{len(items)} gaps", [Bullets("Without a figure of ours:", items)])
+    return Details("Not measured", f"{len(items)} tables with gaps", [Bullets("Without a figure of ours:", items)])
 
 
 def _conditions(results: Results, paper: PaperValues) -> Details:
@@ -339,13 +302,12 @@ def _conditions(results: Results, paper: PaperValues) -> Details:
     records = results.records
     latest = max(record.time for record in records)[:10] or "an unknown day"
     hours = sum(record.seconds for record in records) / 3600
+    presets = {str(record.settings["preset"]) for record in records if "preset" in record.settings}
     texts = [
         f"{len(records)} cells, the latest of {latest}; they took {show(hours, 2)} hours in all.",
         f"Quoted: {paper.source}; {paper.model}. No cell and no mean holds both measured and quoted figures.",
+        f"Presets: {', '.join(sorted(presets))}. Only the preset paper has the paper's sizes.",
     ]
-    presets = {str(record.settings["preset"]) for record in records if "preset" in record.settings}
-    if presets - {"paper"}:
-        texts.append(f"Presets: {', '.join(sorted(presets))}. Only the preset paper has the paper's sizes.")
     counts = Counter(f"{key} {value}" for r in records for key, value in {**r.hardware, **r.versions}.items())
     blocks: list[Block] = [*map(Text, texts)]
     blocks.append(Bullets("Hardware and versions (cells):", [f"{k} ({n})" for k, n in sorted(counts.items())]))

@@ -10,13 +10,7 @@ from examples.evaluate.reporting.charts import STYLE as CHART_STYLE
 
 FIGURES = "figures"
 STYLE = CHART_STYLE + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-# The class of a card, and its mark where there are no styles.
-TONES = {
-    "holds": ("holds", "🟢"),
-    "holds in part": ("part", "🟡"),
-    "does not hold": ("fails", "🔴"),
-    "not measured": ("unknown", "⚪"),
-}
+MARKS = {"holds": "🟢", "holds in part": "🟡", "does not hold": "🔴", "not measured": "⚪"}
 
 
 def render_html(page: Page) -> str:
@@ -65,9 +59,9 @@ def _block(block: Block, is_file: bool) -> str:
         case Picture(name, caption, svg):
             chart = svg if is_file else f'<img src="{FIGURES}/{name}.svg" alt="{_escape(caption or name)}">'
             return f"<figure>{chart}<figcaption>{_escape(caption)}</figcaption></figure>"
-    tone, mark = TONES[block.verdict]
+    kind, mark = block.verdict.replace(" ", "-"), "" if is_file else f"{MARKS[block.verdict]} "
     return (
-        f'<div class="card {tone}">\n<p>{"" if is_file else mark} <b class="badge">{_escape(block.verdict)}</b> '
+        f'<div class="card {kind}">\n<p>{mark}<b class="badge">{_escape(block.verdict)}</b> '
         f'<span class="muted">{_escape(block.note)}</span></p>\n'
         f"<h2>{_escape(block.statement)}</h2>\n<p>{_escape(block.text)}</p>\n"
         f"{_block(block.picture, is_file) if block.picture else ''}</div>"
