@@ -59,8 +59,8 @@ def continued_run(report: dict[str, Any]) -> Path | None:
 def models_by_step(run: str | Path) -> dict[int, Path]:
     """Return the models of a run by training step: checkpoints, and at its last step the saved result.
 
-    The models of the run that it continues come first. A checkpoint of full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
-    drivers open both. Incomplete checkpoints are skipped.
+    The models of the run that it continues come first. A checkpoint of full training is a model, one of LoRA an
+    adapter; `AutoMagnetForCausalLM` and `--model` of the drivers open both. Incomplete checkpoints are skipped.
     """
     folder = Path(run)
     earlier: dict[int, Path] = {}

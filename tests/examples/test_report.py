@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+from itertools import product
 from xml.etree import ElementTree
 
 import pytest
@@ -20,12 +21,7 @@ HOSTILE = [
     "\"><img src=x onerror='alert(1)'>",
     "[link](javascript:alert(1)) ![image](http://x)",
     "| cell | `code` *stars* __bold__ ~~gone~~ $x$ &amp; \\",
-    "# heading",
-    "- item",
-    "1. item",
-    "2) item",
-    "===",
-    "    code",
+    *("# heading", "- item", "1. item", "===", "    code"),
     "line\n\n    code\n> quote\n---",
     "half \ud800 surrogate, \x00 zero, \u202e turned",
 ]
@@ -60,38 +56,37 @@ def study(folder):
 def test_both_pages_contain_the_recorded_numbers(study):
     page, text = study
     words = next(table for table in page.tables if "chunking accuracy" in table[0])
-    rows = {(row[0], row[1]): dict(zip(words[0], row, strict=True)) for row in words[1:]}
-    assert rows["MAGNET", "2 trainings"]["entities accuracy"] == "75.0 ± 0.4"
-    assert rows["base, causal", "untrained"]["entities accuracy"] == "70.0"
-    assert rows["MAGNET", "quoted"]["entities accuracy"] == "98.3"
-    assert rows["tiny-bert", "1 training"]["entities accuracy"] == "n/a"
+    assert words[0][3] == "entities accuracy"
+    assert [(row[0], row[1], row[3]) for row in words[1:]][:5] == [
+        ("base, causal", "untrained", "70.0"),
+        ("MNTP", "2 trainings", "73.0 ± 0.4"),
+        ("MAGNET", "2 trainings", "75.0 ± 0.4"),
+        ("LLM2Vec's recipe", "2 trainings", "72.0 ± 0.4"),
+        ("tiny-bert", "1 training", "n/a"),
+    ]
+    assert ("MAGNET", "quoted", "98.3") in [(row[0], row[1], row[3]) for row in words]
     assert "n/a: not available here: no CoNLL-2003 <here>" in page.text
-    assert rows["BERT-Large", "quoted"]["parts of speech F1"] == "–"
-    assert [row[0] for row in words[1:]][:4] == ["base, causal", "MNTP", "MAGNET", "LLM2Vec's recipe"]
-    fills = next(table for table in page.tables if "ROCStories to the base" in table[0])
+    rows = [row for table in page.tables for row in table]
     # By hand: 30 and 31 over 40, and half their distance; the paper's 15.4573 over 22.0399.
-    assert ["MAGNET", "2 trainings", "0.762 ± 0.013"] in [row[:3] for row in fills]
-    assert ["MAGNET", "quoted", "0.683", "0.701"] in [row[:4] for row in fills]
-    gains = next(table for table in page.tables if table[0][0] == "Row of the paper")
-    (found,) = (row for row in gains if row[:3] == ["LLM2Vec", "LLM2Vec's recipe", "parts of speech accuracy"])
-    assert found[3:] == ["90.5", "82.0 ± 0.4", "-1.0", "+2.0"]
+    assert ["MAGNET", "2 trainings", "0.762 ± 0.013"] in [row[:3] for row in rows]
+    assert ["LLM2Vec", "LLM2Vec's recipe", "parts of speech accuracy", "90.5", "82.0 ± 0.4", "-1.0", "+2.0"] in rows
+    # Where lower is better a gain is a fall; the paper says 29.9 % of 22.0399.
+    assert ["MAGNET", "MAGNET", "WikiText-2 to the base", "0.701", "0.762 ± 0.013", "+0.30", "+0.24"] in rows
     assert markdown(text).tables == page.tables
     assert not re.search("STSBenchmark (?!pairs)|rep_4|v_measure|spearman", page.text.split("How the claims")[0])
 
 
 def test_first_screen_says_what_was_studied_and_found(study):
     page, text = study
-    first = page.text.split("How to read")[0]
-    assert "Studied: tiny, adapted in 2 trainings of at most 100 steps; MAGNET is compared with its base, " in first
-    assert "LLM2Vec's recipe, Echo embeddings, and with the paper's figures for LLaMA-2-7B" in first
-    assert "Result: of the paper's 4 claims, 4 hold (infilling, representations, repetition, knowledge)." in first
-    assert "0.762 ± 0.013 (ROCStories), 0.762 ± 0.013 (WikiText-2) times that of the base from the left." in page.text
-    assert "has 85.0 against 82.0 (parts of speech accuracy), 41.2 against 38.2 (STS)" in page.text
-    assert "0.11 on WikiText-2 (recipe 0.51, base 0.050)" in page.text
-    assert (
-        "With MAGNET, perplexity is 1.050 times the base's on WikiText-2, MMLU's mean changes by -1.0 points."
-        in page.text
-    )
+    for part in (
+        "Studied: tiny, adapted in 2 trainings of at most 100 steps; MAGNET is compared with its base, LLM2Vec's recipe, ",
+        "Result: of the paper's 4 claims, 4 hold (infilling, representations, repetition, knowledge).",
+        "0.762 ± 0.013 (ROCStories), 0.762 ± 0.013 (WikiText-2) times that of the base from the left.",
+        "has 85.0 against 82.0 (parts of speech accuracy), 41.2 against 38.2 (STS)",
+        "0.11 on WikiText-2 (recipe 0.51, base 0.050)",
+        "perplexity is 1.050 times the base's on WikiText-2, MMLU's mean changes by -1.0 points.",
+    ):
+        assert part in page.text
     assert text.count("🟢") == 4 and text.rindex("🟢") < text.index("<details>")
 
 
@@ -101,19 +96,15 @@ def test_page_runs_no_script_and_loads_nothing_external(study):
     assert not any(name.startswith("on") or name == "src" for _, own in page.found for name in own)
     for part in ("MAGNET: <script>alert('x')</script>", "He won </article>.", "<script>alert(2)</script>"):
         assert part in page.text
-    assert ("h3", {}) in page.found and "# Ran *by hand*" in text  # notes are rendered in one and copied to the other
+    assert "# Ran *by hand*" in text  # notes are rendered in one and copied to the other
 
 
 def test_notes_are_rendered_without_html_images_or_links_to_files():
-    page = ParsedPage(
-        render_notes(
-            "# A *b*\n\n- `c` [web](https://x.org) [below](#d) [file](notes.md) [js](javascript:alert(1)) ![i](http://x)"
-            "\n\n| e | f |\n| --- | --- |\n| 1 | <b onclick=x>2</b> |\n"
-        )
-    )
+    links = "- `c` [web](https://x.org) [below](#d) [file](notes.md) [js](javascript:alert(1)) ![i](http://x)"
+    page = ParsedPage(render_notes(f"# A *b*\n\n{links}\n\n| e |\n| --- |\n| <b onclick=x>2</b> |\n"))
     assert {"h3", "em", "ul", "code", "table"} <= {tag for tag, _ in page.found}
     assert [own["href"] for tag, own in page.found if tag == "a"] == ["https://x.org", "#d", "http://x"]
-    assert page.tables == [[["e", "f"], ["1", "<b onclick=x>2</b>"]]]
+    assert page.tables == [[["e"], ["<b onclick=x>2</b>"]]]
 
 
 def test_charts_are_valid_and_saved_beside_markdown(study, folder):
@@ -133,24 +124,21 @@ def test_page_fits_screens_and_phones_in_both_themes(study, folder):
         pytest.skip("no chromium on this machine")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        colors = set()
-        for scheme in ("light", "dark"):
-            for width, height in ((1280, 800), (390, 844)):
-                size = {"width": width, "height": height}
-                page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
-                complaints, asked = [], []
-                page.on("console", lambda line, seen=complaints: seen.append(line.text))
-                page.on("request", lambda request, seen=asked: seen.append(request.url))
-                page.goto((folder / "page/report.html").as_uri())
-                measures = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
-                wide, high = page.evaluate(measures)
-                assert wide == width and high < 6 * height
-                assert min(page.evaluate("[...document.querySelectorAll('.card svg')].map(s => s.clientWidth)")) > 300
-                page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-                assert page.evaluate(measures)[0] == width and not complaints and len(asked) == 1
-                colors.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        colors, complaints, asked = set(), [], []
+        for scheme, (width, height) in product(("light", "dark"), ((1280, 800), (390, 844))):
+            size = {"width": width, "height": height}
+            page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
+            page.on("console", lambda line: complaints.append(line.text))
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto((folder / "page/report.html").as_uri())
+            wide, high = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+            assert wide == width and high < 6 * height
+            assert min(page.evaluate("[...document.querySelectorAll('.card svg')].map(s => s.clientWidth)")) > 300
+            page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            colors.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         browser.close()
-    assert len(colors) == 2
+    assert len(colors) == 2 and not complaints and len(set(asked)) == 1
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -172,37 +160,30 @@ def test_text_is_escaped_on_both_pages(text):
 
 
 def test_tables_outside_the_paper_have_a_row_per_unit(tmp_path, capsys):
-    made = {
-        ("riddles", "MAGNET", "hard"): {"solved": 0.5},
-        ("long_fills", "base", "at once"): {"a": 1.0},
-        ("long_fills", "MAGNET", "at once"): {"a": 2.0, "b": 3.0},
-        ("long_fills", "MAGNET", "chunks"): {"b": 4.0},
-    }
+    made = {("long_fills", "base", "at once"): {"a": 1.0}, ("long_fills", "MAGNET", "chunks"): {"b": 4.0}}
     page, text = report(tmp_path, [make_record(*cell, metrics=metrics) for cell, metrics in made.items()])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("report: OK (4 cells of 2 tables")
-    long, riddles = (table for table in page.tables if "Measured on" in table[0])
-    assert long == [
-        ["System", "Origin", "Measured on", "a", "b"],
-        ["base", "untrained", "at once", "1.00", "–"],
-        ["MAGNET", "1 training", "at once", "2.00", "3.00"],
-        ["MAGNET", "1 training", "chunks", "–", "4.00"],
+    assert capsys.readouterr().out.splitlines()[-1].startswith("report: OK (2 cells of 1 tables")
+    assert [table for table in page.tables if "Measured on" in table[0]] == [
+        [
+            ["System", "Origin", "Measured on", "a", "b"],
+            ["base", "untrained", "at once", "1.00", "–"],
+            ["MAGNET", "1 training", "chunks", "–", "4.00"],
+        ]
     ]
-    assert riddles[1:] == [["MAGNET", "1 training", "hard", "0.500"]]
     assert text.count("nothing was measured here") == 9
 
 
 def test_story_cloze_is_compared_story_by_story(tmp_path):
-    hits = {
-        ("MAGNET", "third sentence, infilling"): "1111100000",
-        ("base", "third sentence, left to right"): "1000010000",
-    }
+    hits = {("MAGNET", "infilling"): "1111100000", ("base", "left to right"): "1000010000"}
     cells = [
-        make_record("story_cloze", *cell, metrics={"accuracy": 10.0 * text.count("1")}, samples=[{"hits": text}])
-        for cell, text in hits.items()
+        make_record(
+            "story_cloze", system, f"third sentence, {reading}", metrics={"accuracy": 1.0}, samples=[{"hits": h}]
+        )
+        for (system, reading), h in hits.items()
     ]
     page, _ = report(tmp_path, cells)
     # By hand: the sign test of four stories against one, both sides.
-    assert ["third sentence, left to right", "base", "20.0", "4 to 1, p = 0.38"] in [r for t in page.tables for r in t]
+    assert ["third sentence, left to right", "base", "1.00", "4 to 1, p = 0.38"] in [r for t in page.tables for r in t]
 
 
 def test_other_models_are_judged_side_by_side_and_enter_no_table(folder, study, tmp_path):
@@ -217,12 +198,9 @@ def test_other_models_are_judged_side_by_side_and_enter_no_table(folder, study, 
     options = ["--compare", f"small & poor={tmp_path / 'small'}", "--name", "large"]
     page, _ = report(tmp_path, whole_study(), *options)
     (sizes,) = (table for table in page.tables if "small & poor" in table[0])
-    assert [[cell.split(". ")[0].strip(".") for cell in row] for row in sizes[1:]] == [
-        ["infilling", "holds", "holds in part"],
-        ["representations", "holds", "not measured"],
-        ["repetition", "holds", "not measured"],
-        ["knowledge", "holds", "not measured"],
-    ]
+    found = [[cell.split(".")[0] for cell in row] for row in sizes[1:]]
+    assert found[0] == ["infilling", "holds", "holds in part"]
+    assert [row[1:] for row in found[1:]] == [["holds", "not measured"]] * 3
     assert "1.938 ± 0.012 (WikiText-2) times" in sizes[1][2]
     counts = [row[1] for table in page.tables for row in table if row[0] == "WikiText-2, to the base from the left"]
     assert counts == ["for", "against"]

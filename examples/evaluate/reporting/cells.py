@@ -24,7 +24,7 @@ UNTRAINED = ("base", "Echo", "MiniLM", "unidirectional", "zero-shot", "two-shot"
 
 @dataclass(frozen=True)
 class Value:
-    """A figure: mean, figure of each training, and standard error over trainings and, where known, texts or questions."""
+    """A figure: mean, mean of each training, and standard error over trainings and, where known, over texts."""
 
     mean: float
     runs: tuple[float, ...]
