@@ -110,10 +110,8 @@ def test_notes_are_rendered_without_html_images_or_links_to_files():
 
 
 def test_charts_are_valid_and_saved_beside_markdown(study, folder):
-    files = list((folder / "page/figures").iterdir())
-    assert set(re.findall(r'src="figures/([a-z0-9_]+\.svg)"', study[1])) == {file.name for file in files}
-    for file in files:
-        ElementTree.parse(file)
+    files = {file.name: ElementTree.parse(file) for file in (folder / "page/figures").iterdir()}
+    assert set(re.findall(r'src="figures/([a-z0-9_]+\.svg)"', study[1])) == set(files)
     bars = (folder / "page/figures/claim_infilling.svg").read_text()
     # Two trainings of MAGNET in each of two groups; of the base, which is as far as 7.5 times, a bar that is cut.
     assert bars.count('class="dot"') == 4 and bars.count('class="level"') == 2 and bars.count("» 7.50") == 2

@@ -127,7 +127,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
     Example:
         >>> _ticks(0, 900), _ticks(0.41, 0.48)
-        ([0.0, 200.0, 400.0, 600.0, 800.0], [0.42, 0.44, 0.46, 0.48])
+        ([0, 200, 400, 600, 800], [0.42, 0.44, 0.46, 0.48])
     """
     width = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(width / 3))
