@@ -36,6 +36,46 @@ def perplexity(loss_sum: float, num_tokens: int) -> float:
         return math.inf
 
 
+def perplexity_ratio(
+    losses: Sequence[tuple[float, int]], reference: Sequence[tuple[float, int]]
+) -> tuple[float, float]:
+    """Divide a perplexity by that of a reference on the same tokens.
+
+    The difference between two models varies much less from text to text than their losses do, so the error of the
+    ratio is smaller than that of either perplexity.
+
+    Args:
+        losses, reference (`list[tuple[float, int]]`): For each text, the cross entropy summed over tokens, in nats,
+            and the number of tokens.
+
+    Returns:
+        `tuple[float, float]`: the ratio, and its standard error over a sampling of texts (first order, of a ratio
+        estimator); infinite for a single text.
+
+    Raises:
+        ValueError: If the texts differ in number or in their tokens.
+
+    Source: Cochran 1977, Sampling Techniques, section 6.3.
+
+    Example:
+        >>> ratio, error = perplexity_ratio([(20.0, 10), (31.0, 10)], [(25.0, 10), (34.0, 10)])
+        >>> round(ratio, 3), round(error, 3)
+        (0.67, 0.067)
+    """
+    counts = [count for _, count in losses]
+    if counts != [count for _, count in reference] or not sum(counts):
+        raise ValueError(
+            f"The perplexities are of {len(counts)} texts with {sum(counts)} tokens and of {len(reference)} texts "
+            f"with {sum(count for _, count in reference)} tokens; expected the same. Measure both in the same way."
+        )
+    differences = [own - other for (own, _), (other, _) in zip(losses, reference, strict=True)]
+    mean = sum(differences) / sum(counts)
+    squares = sum((difference - mean * count) ** 2 for difference, count in zip(differences, counts, strict=True))
+    number = len(counts)
+    error = math.sqrt(squares * number / (number - 1)) / sum(counts) if number > 1 else math.inf
+    return math.exp(mean), math.exp(mean) * error
+
+
 def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n: int = 4) -> float:
     """Compute Rep-n: the share of n-grams that repeat another one of the same text, averaged over the texts.
 

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     if args.only != "train":
-        require_extra("eval", "matplotlib", "scipy")  # checked first: a study of hours must not end without a report
+        require_extra("eval", "markdown_it", "scipy")  # checked first: a study of hours must not end without a report
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)

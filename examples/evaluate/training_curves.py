@@ -4,11 +4,13 @@
     python examples/evaluate/training_curves.py --runs MAGNET=outputs/magnet --replica 1 --results outputs/results
 
 Nothing is measured here: the evaluations that `adapt.py` made on its way (`eval_texts`, `eval_strategy steps`) become
-records, one for each step, step 0 being the model before training. What is on record is not written twice.
+records, one for each step, step 0 being the model before training. The steps of a run that started from another run's
+result follow that run's. What is on record is not written twice.
 """
 
 import hashlib
 import json
+import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,13 +50,20 @@ def read_report(run: str | Path) -> dict[str, Any]:
     return dict(report)
 
 
+def continued_run(report: dict[str, Any]) -> Path | None:
+    """Return the run whose result a run started from, if it did."""
+    folder = Path(str(report["arguments"].get("model_name_or_path")))
+    return folder if (folder / REPORT).is_file() else None
+
+
 def models_by_step(run: str | Path) -> dict[int, Path]:
     """Return the models of a run by training step: checkpoints, and at its last step the saved result.
 
-    A checkpoint of full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
-    drivers open both. Incomplete checkpoints are skipped.
+    The models of the run that it continues come first. A checkpoint of full training is a model, one of LoRA an
+    adapter; `AutoMagnetForCausalLM` and `--model` of the drivers open both. Incomplete checkpoints are skipped.
     """
     folder = Path(run)
+    earlier: dict[int, Path] = {}
     models = {}
     for state in folder.glob(f"checkpoint-*/{_STATE}"):
         try:
@@ -63,13 +72,16 @@ def models_by_step(run: str | Path) -> dict[int, Path]:
             continue
     if (folder / REPORT).is_file():
         # The last checkpoint holds the same weights (LoRA: not merged); all other tables measure the saved result.
-        models[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
+        report = read_report(folder)
+        models[max(int(row["step"]) for row in report["log_history"])] = folder
+        base = continued_run(report)
+        earlier = models_by_step(base) if base else {}
     if not models:
         raise ValueError(
             f"{str(run)!r} has no whole checkpoint and no {REPORT}; name the output folder of adapt.py, of a run with "
             "`save_strategy` steps."
         )
-    return dict(sorted(models.items()))
+    return earlier | {max(earlier, default=0) + step: model for step, model in sorted(models.items())}
 
 
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
@@ -92,8 +104,11 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
-    """Return one record for each evaluated step of a run."""
+    """Return one record for each evaluated step of a run, and of the run that it continues."""
     report = read_report(run)
+    base = continued_run(report)
+    earlier = curve_records(name, base, replica=replica) if base else []
+    before, tokens = (max(models_by_step(base)), earlier[-1].counts["tokens"]) if base else (0, 0)
     evaluations = evaluations_by_step(report)
     if not evaluations:
         raise ValueError(f"The run in {str(run)!r} evaluated nothing; give it `eval_texts` and `eval_strategy` steps.")
@@ -105,8 +120,10 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
         "eval_texts": [Path(text).name for text in arguments.get("eval_texts") or ()],
         **{key: arguments.get(key) for key in ("eval_limit", "max_length", "dtype")},
     }
+    rows = [arguments.get(key) or 1 for key in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    tokens_per_step = math.prod(rows) * (report.get("processes") or 1) * (arguments.get("max_length") or 0)
     ended = datetime.fromtimestamp((run / REPORT).stat().st_mtime, UTC)
-    return [
+    return earlier + [
         Record(
             table=TABLE,
             system=name,
@@ -115,13 +132,15 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
             model={"name": run.resolve().name, "revision": None, "weights": None},
             seed=0,  # every evaluation draws the same masks and spans
             replica=replica,
-            step=step,
+            step=before + step,
             metrics=metrics,
+            counts={"tokens": tokens + step * tokens_per_step},  # at most: rows may be shorter
             versions={"torch": str(report.get("torch", ""))},
             hardware={"threads": report.get("threads")},
             time=ended.isoformat(timespec="seconds"),
         )
         for step, metrics in evaluations.items()
+        if step or not earlier  # its step 0 is the last one of the run that it continues
     ]
 
 

@@ -59,6 +59,9 @@ def whole_study():
     for system, value in (("base", 30.0), ("MAGNET", 29.0)):
         records.append(make_record("mmlu", system, "average", metrics={"accuracy": value, "stderr": 0.1}))
         records += replicas("perplexity", system, "WikiText", "perplexity", [20.0 if system == "base" else 21.0])
+    for system, reading, hits in (("MAGNET", "infilling", "1111100000"), ("base", "left to right", "1000010000")):
+        unit, fields = f"third sentence, {reading}", {"metrics": {"accuracy": 50.0}, "samples": [{"hits": hits}]}
+        records.append(make_record("story_cloze", system, unit, **fields))
     for step in (0, 50, 100):
         for system, change in (("MNTP", 0.002), ("MTP", -0.001)):
             metrics = {"masked_accuracy": 0.2 + change * step, "loss_mntp": 5.0 - 0.01 * step}
@@ -68,20 +71,14 @@ def whole_study():
 
 def repetition(unit):
     """Return records of the base once and of two systems over steps, in which only the recipe's repetition grows."""
-    records = []
-    for metric in ("rep_sen", "rep_4"):
-        found = (("base", [0.05]), ("LLM2Vec recipe", [0.5, 0.52]), ("MAGNET", [0.1, 0.11]))
-        for system, values in found:
-            records += [(system, number, None, metric, value) for number, value in enumerate(values)]
-        for number, step in enumerate((100, 200, 300)):
-            records.append(("LLM2Vec recipe", 0, step, metric, 0.2 + 0.15 * number))
-            records.append(("MAGNET", 0, step, metric, 0.1 + 0.01 * (number % 2)))
-    cells = {}
-    for system, replica, step, metric, value in records:
-        cells.setdefault((system, replica, step), {})[metric] = value
+    final = {"base": [0.05], "LLM2Vec recipe": [0.5, 0.52], "MAGNET": [0.1, 0.11]}
+    cells = {(system, number, None): value for system, values in final.items() for number, value in enumerate(values)}
+    for number, step in enumerate((100, 200, 300)):
+        cells["LLM2Vec recipe", 0, step] = 0.2 + 0.15 * number
+        cells["MAGNET", 0, step] = 0.1 + 0.01 * (number % 2)
     return [
-        make_record("repetition", system, unit, replica=replica, step=step, metrics=metrics)
-        for (system, replica, step), metrics in cells.items()
+        make_record("repetition", system, unit, replica=replica, step=step, metrics={"rep_sen": value, "rep_4": value})
+        for (system, replica, step), value in cells.items()
     ]
 
 

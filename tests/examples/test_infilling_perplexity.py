@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate.infilling_perplexity import main, make_story_rows, make_wikitext_rows
+from examples.evaluate.infilling_perplexity import main, make_block_rows, make_story_rows
 from examples.evaluate.parts.span_rows import story_row
 from examples.evaluate.parts.stories import derange, read_stories
 from examples.evaluate.parts.wikitext import read_wikitext
@@ -21,8 +21,11 @@ def data(tmp_path_factory):
     return write_all(tmp_path_factory.mktemp("data") / "all")
 
 
+READ = ["--device", "cpu", "--max_length", "100"]
+
+
 def measure(data, checkpoint, tmp_path, *more):
-    options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "100"]
+    options = ["--results", str(tmp_path / "results"), *READ]
     return main(["--model", f"system={checkpoint}", "--data", str(data), *options, *more])
 
 
@@ -91,9 +94,31 @@ def test_wikitext_contains_no_control_tokens(data, tiny_model):
     tokenizer = tiny_model.tokenizer
     assert tokenizer("is <unk>.", add_special_tokens=False)["input_ids"].count(0) == 1
     args = argparse.Namespace(max_length=100, limit=None, seed=0, suffix="own")
-    rows = make_wikitext_rows(tokenizer, read_wikitext(data), args)
+    rows = make_block_rows(tokenizer, read_wikitext(data), args)
     special = set(tokenizer.all_special_ids)
     assert rows and all(not special & set(row.input_ids[1:]) for row in rows)
     assert "unknown" in tokenizer.decode(rows[0].input_ids)
     story = story_row(tokenizer, ["He saw <unk>.", "It </s> ran.", "<s>", "b.", "c."], 1)
     assert not special & set(story.input_ids[1:])
+
+
+def test_ratios_to_a_reference_are_those_of_a_loop_over_texts(data, checkpoint, tmp_path, capsys):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("\n".join(json.dumps({"text": f"The cat sat on mat {k}. " * 20}) for k in range(9)))
+    shared = [*READ, "--data", str(data), "--results", str(tmp_path / "results"), "--texts", str(held_out)]
+    left = main(["--model", f"base, left={checkpoint}", "--reading", "left", *shared])
+    assert "of the perplexity of" not in capsys.readouterr().out
+    own = main(["--model", f"MAGNET={checkpoint}", *shared])
+    shown = capsys.readouterr().out
+    other = main(["--model", f"MAGNET, other suffix={checkpoint}", "--suffix", "other", *shared])
+    assert [record.unit for record in own] == ["ROCStories", "WikiText", "held-out texts"]
+    for record, reference, foreign in zip(own, left, other, strict=True):
+        assert len(record.by_text) == record.counts["texts"] == len(foreign.by_text)
+        assert sum(count for _, count in record.by_text) == record.counts["tokens"]
+        assert [count for _, count in foreign.by_text] == [count for _, count in record.by_text]
+        ratio = record.metrics["perplexity"] / reference.metrics["perplexity"]
+        assert f"MAGNET, {record.unit}: {ratio:.3f} ±" in shown
+    main(["--model", f"MAGNET={checkpoint}", "--limit", "3", *shared])
+    assert "was measured on other texts" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is not a file"):
+        main(["--model", f"MAGNET={checkpoint}", *shared, "absent.jsonl"])

@@ -28,4 +28,3 @@ def test_rows_have_a_value_per_column_and_unique_names():
         )
         assert len(set(names)) == len(names) and len(set(table.columns)) == len(table.columns)
         assert table.base in (None, *names) and entry["better"] in ("higher", "lower")
-        assert entry.get("gain") in (None, "percent of the base")

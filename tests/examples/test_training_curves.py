@@ -54,6 +54,15 @@ def test_another_run_is_recorded_beside_the_first(tmp_path):
     assert [record.step for record in RecordFile(tmp_path / "results", "curves").read()] == [0, 10, 0, 10]
 
 
+def test_curve_of_a_run_begins_with_the_run_that_it_continues(tmp_path):
+    first = write_run(tmp_path / "first", arguments={**ARGUMENTS, "per_device_train_batch_size": 2})
+    second = write_run(tmp_path / "second", arguments={**ARGUMENTS, "model_name_or_path": str(first)})
+    records = training_curves.curve_records("recipe", second, replica=0)
+    found = [(record.system, record.step, record.counts["tokens"]) for record in records]
+    assert found == [("recipe", 0, 0), ("recipe", 10, 10 * 2 * 64), ("recipe", 20, 10 * 2 * 64 + 10 * 64)]
+    assert models_by_step(second) == {10: first, 20: second}
+
+
 SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
 SAVING += ["--keep_checkpoints"]
 

@@ -31,6 +31,7 @@ class Measurement:
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
+    by_text: list[tuple[float, int]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -46,6 +46,7 @@ class Record:
         step (`int`, *optional*): Training step of the model, for curves.
         metrics (`dict[str, float]`): What was measured; empty where it could not be.
         counts (`dict[str, int]`): On how many sentences, tokens, ...
+        by_text (`list[list[float]]`): For perplexities, the summed loss in nats and the number of tokens of each text.
         samples (`list[dict]`): Texts to show.
         unavailable (`str`, *optional*): Why it could not be measured here.
         seconds (`float`): How long it took.
@@ -63,6 +64,7 @@ class Record:
     step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    by_text: list[tuple[float, int]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     unavailable: str | None = None
     seconds: float = 0.0

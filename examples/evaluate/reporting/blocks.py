@@ -1,7 +1,7 @@
 """Define the blocks of a page, before they are rendered as Markdown or HTML."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # Lone surrogates cannot be written; control characters and direction marks could disguise the text of a page.
@@ -9,19 +9,11 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 
 
 @dataclass(frozen=True)
-class Heading:
-    """A heading; those of level 2 are listed in the table of contents."""
-
-    level: int
-    text: str
-
-
-@dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, or a heading inside a folded section."""
 
     text: str
-    is_warning: bool = False
+    is_heading: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,61 +34,64 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Details:
-    """Blocks that are folded below a line until a reader opens it."""
+class Picture:
+    """A chart as an SVG element that takes its colors from the page."""
 
-    head: str
-    blocks: Sequence[Text | Bullets | Grid]
+    name: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A claim with its verdict, one sentence and one chart."""
+
+    statement: str
+    verdict: str
+    text: str
+    note: str
+    picture: Picture | None
 
 
 @dataclass(frozen=True)
 class Notes:
-    """Markdown of the people who ran the study; the HTML page shows its source."""
+    """Markdown of the people who ran the study."""
 
     markdown: str
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure as SVG."""
+class Details:
+    """Blocks that are folded below a name and a finding until a reader opens them."""
 
-    name: str
-    caption: str
-    svg: bytes
+    head: str
+    finding: str
+    blocks: Sequence["Block"]
 
 
-Block = Heading | Text | Bullets | Grid | Details | Notes | Picture
+Block = Text | Bullets | Grid | Picture | Card | Notes | Details
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: a title, the blocks of the first screen, and the sections after the table of contents."""
+    """A page: a title, and its blocks."""
 
     title: str
-    opening: Sequence[Block]
-    sections: Sequence[Block]
+    blocks: Sequence[Block]
 
-    @property
-    def contents(self) -> list[str]:
-        """Return the headings of the table of contents."""
-        return [block.text for block in self.sections if isinstance(block, Heading) and block.level == 2]
 
-    @property
-    def pictures(self) -> list[Picture]:
-        """Return all figures."""
-        return [block for block in self.sections if isinstance(block, Picture)]
+def pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
+    """Yield all charts."""
+    for block in blocks:
+        match block:
+            case Picture():
+                yield block
+            case Details():
+                yield from pictures(block.blocks)
+            case Card(picture=Picture() as picture):
+                yield picture
 
 
 def clean(text: str) -> str:
     """Replace characters that must not appear on a page."""
     return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def anchor(text: str) -> str:
-    """Return the link target of a section.
-
-    Example:
-        >>> anchor("Sentence level: clustering (Table 3)")
-        'sentence-level-clustering-table-3'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Aggregate records to cells of tables: means and spreads over replicas and seeds, curves, differing settings."""
+"""Aggregate records to cells of tables: means over trainings with their errors, ratios of perplexities, and curves."""
 
 import json
 import math
@@ -6,10 +6,11 @@ import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from examples.evaluate.parts.records import Record, newest, read_records
+from trainer.metrics import perplexity_ratio
 
 # The reading of a model makes a row of its own, not a difference in settings.
 READINGS = ("reading", "mode")
@@ -17,21 +18,23 @@ READINGS = ("reading", "mode")
 NOT_COMPARED = (*READINGS, "suffix", "log")
 # The reading that a system's bare name denotes if it was measured in several readings.
 USUAL = ("bidirectional", "magnet", "infill", "causal")
+# Systems that were not trained here.
+UNTRAINED = ("base", "Echo", "MiniLM", "unidirectional", "zero-shot", "two-shot", "five-shot")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A measured figure: mean, standard deviation over `n` measurements, and the mean of each training."""
+    """A figure: mean, mean of each training, and standard error over trainings and, where known, over texts."""
 
     mean: float
-    spread: float | None
-    n: int
     runs: tuple[float, ...]
+    error: float = 0.0
+    is_trained: bool = True
 
     @property
-    def run_error(self) -> float | None:
-        """Return the standard error of the mean over trainings; `None` for a single training."""
-        return None if len(self.runs) < 2 else statistics.stdev(self.runs) / math.sqrt(len(self.runs))
+    def spread(self) -> float | None:
+        """Return the standard deviation over trainings; `None` for a single one."""
+        return statistics.stdev(self.runs) if len(self.runs) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ def reading_of(record: Record) -> str | None:
     if record.settings.get("suffix") == "other":
         return "other suffix"
     return next((str(record.settings[key]) for key in READINGS if record.settings.get(key)), None)
+
+
+def is_untrained(row: str) -> bool:
+    """Return whether the weights of a row were not trained here."""
+    return row.split(",")[0] in UNTRAINED
 
 
 class Cells:
@@ -131,7 +139,36 @@ class Cells:
                 if _is_figure(record.metrics.get(metric)):
                     by_run[record.replica, record.seed].append(record)
         whole = [run for run in by_run.values() if len(run) == len(units)]
-        return _value([(run[0], statistics.fmean(record.metrics[metric] for record in run)) for run in whole])
+        value = _value([(run[0], statistics.fmean(record.metrics[metric] for record in run)) for run in whole])
+        errors = [math.hypot(*(record.metrics.get("stderr", 0.0) for record in run)) / len(units) for run in whole]
+        return value and replace(value, error=math.hypot(value.error, statistics.fmean(errors)))
+
+    def ratio(self, table: str, row: str, reference: str | None, unit: str) -> Value | None:
+        """Divide a perplexity by that of another row.
+
+        Where both have recorded the losses of the same texts, the error is that of the paired differences, and of the
+        trainings; elsewhere only that of the trainings.
+        """
+        others = self._with_perplexity(table, str(reference), unit)
+        level = _value([(record, record.metrics["perplexity"]) for record in others])
+        if level is None or not level.mean:
+            return None
+        partners = {record.replica: record for record in reversed(others)}
+        ratios, errors = [], []
+        for record in self._with_perplexity(table, row, unit):
+            try:
+                partner = partners.get(record.replica, others[0])
+                ratio, error = perplexity_ratio(record.by_text, partner.by_text)
+            except ValueError:  # other texts, or records without the loss of each text
+                ratio = record.metrics["perplexity"] / level.mean
+                error = ratio * level.error / level.mean
+            ratios.append((record, ratio))
+            errors.append(error)
+        value = _value(ratios)
+        return value and replace(value, error=math.hypot(value.error, statistics.fmean(errors)))
+
+    def _with_perplexity(self, table: str, row: str, unit: str) -> list[Record]:
+        return [record for record in self.final(table, row, unit) if _is_figure(record.metrics.get("perplexity"))]
 
     def points(self, table: str, row: str, unit: str, metric: str) -> list[tuple[Record, float]]:
         """Return single measurements over training steps, of all replicas and seeds."""
@@ -143,23 +180,31 @@ class Cells:
         ]
 
     def curve(self, table: str, row: str, unit: str, metric: str) -> dict[int, Value]:
-        """Return the figure by training step."""
+        """Return the figure by training step; the last one is that of the table."""
         points = self.points(table, row, unit, metric)
         steps = sorted({record.step or 0 for record, _ in points})
         values = {step: _value([point for point in points if point[0].step == step]) for step in steps}
+        final = [record for record in self.final(table, row, unit) if record.step is None]
+        if steps and final:
+            ends = {record.model.get("weights") for record, _ in points if record.step == steps[-1]}
+            # A curve that stops before its last weights ends where the longest one does.
+            last = max(record.step or 0 for key, group in self._all.items() if key[0] == table for record in group)
+            is_whole = ends & {record.model.get("weights") for record in final}
+            values[steps[-1] if is_whole else last] = self.value(table, row, unit, metric)
         return {step: value for step, value in values.items() if value is not None}
 
 
 def _value(points: Sequence[tuple[Record, float]]) -> Value | None:
-    """Return mean and spread; trainings that gave the same weights count once."""
+    """Return mean and error; measurements of the same weights count once."""
     if not points:
         return None
+    is_trained = not is_untrained(points[0][0].system)
     runs: dict[object, list[float]] = defaultdict(list)
     for record, value in points:
-        runs[record.model.get("weights") or ("replica", record.replica)].append(value)
-    values = [value for _, value in points]
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return Value(statistics.fmean(values), spread, len(values), tuple(map(statistics.fmean, runs.values())))
+        runs[is_trained and (record.model.get("weights") or record.replica)].append(value)
+    means = tuple(map(statistics.fmean, runs.values()))
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return Value(statistics.fmean(value for _, value in points), means, error, is_trained)
 
 
 def _is_figure(value: object) -> bool:
@@ -167,61 +212,41 @@ def _is_figure(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[str]:
-    """Summarize how the settings of the rows of one unit differ, except for readings."""
-    units: dict[tuple[str, str], list[Record]] = defaultdict(list)
+def differing_settings(records: Sequence[Record], name_of: Callable[[Record], str]) -> dict[str, str]:
+    """Return the settings in which rows of one unit differ, except for readings, with their values and rows."""
+    rows: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    units: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for record in records:
-        units[record.table, record.unit].append(record)
-    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for group in units.values():
-        for key in sorted({key for record in group for key in record.settings} - set(NOT_COMPARED)):
-            values: dict[str, set[str]] = defaultdict(set)
-            for record in group:
-                values[_written(record.settings.get(key, "not given"))].add(name_of(record))
-            if len(values) > 1:
-                for value, rows in values.items():
-                    settings[key][value] |= rows
-    texts = []
-    for key, values in settings.items():
-        parts = [
-            f"{value if len(value) <= 40 else f'{value[:39]}…'}: "
-            + (" and ".join(sorted(rows)) if len(rows) < 3 else f"{len(rows)} rows")
-            for value, rows in sorted(values.items())
-        ]
-        shown = "; ".join(parts) if len(parts) <= 4 else f"{len(parts)} values"
-        texts.append(f"The rows have different settings: {key} ({shown}).")
-    return texts
-
-
-def list_settings(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[str]:
-    """List every setting with its value, or with its values and their rows and units if they differ."""
-    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for record in records:
-        for key, value in record.settings.items():
-            settings[key][_written(value)].add(f"{name_of(record)} on {record.unit}")
-    texts = []
-    for key, values in sorted(settings.items()):
-        parts = [f"{value} ({', '.join(sorted(places))})" for value, places in sorted(values.items())]
-        texts.append(f"{key}: {'; '.join(parts) if len(values) > 1 else next(iter(values))}")
-    return texts
+        for key in sorted(record.settings.keys() - set(NOT_COMPARED)):
+            text = _written(record.settings[key])
+            rows[key][text].add(name_of(record))
+            units[record.table, record.unit, key].add(text)
+    return {
+        key: "; ".join(
+            f"{text} ({', '.join(sorted(names)) if len(names) < 4 else f'{len(names)} rows'})"
+            for text, names in sorted(rows[key].items())
+        )
+        for key in sorted({key for (_, _, key), texts in units.items() if len(texts) > 1})
+    }
 
 
 def list_counts(records: Sequence[Record]) -> list[str]:
-    """List the counts of sentences, tokens, ... of each unit over all rows."""
-    counts_by_unit: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    """List the counts of sentences, tokens, ... of each unit over all rows, except for those of subjects."""
+    counts: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, count in record.counts.items():
-            counts_by_unit[record.unit][key].append(count)
+            if "," not in key:
+                counts[record.unit][key.replace("_", " ")].add(count)
     texts = []
-    for unit, counts in sorted(counts_by_unit.items()):
+    for unit, keys in sorted(counts.items()):
         parts = [
-            f"{key} {min(values):,}" + (f" to {max(values):,}, differing by row" if len(set(values)) > 1 else "")
-            for key, values in sorted(counts.items())
+            f"{' or '.join(f'{count:,}' for count in sorted(values))} {key}" for key, values in sorted(keys.items())
         ]
-        texts.append(f"{unit}: {'; '.join(parts)}")
+        texts.append(f"{unit}: {', '.join(parts)}")
     return texts
 
 
 def _written(value: object) -> str:
     """Format the value of a setting."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -2,55 +2,68 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
-from examples.evaluate.reporting.cells import Cells, Value, settings_warnings
+from examples.evaluate.reporting.cells import Cells, Value
+from examples.evaluate.reporting.charts import Group
+from examples.evaluate.reporting.names import NAMES, column_name, digits_of, row_name, show, show_ratio, unit_name
 from examples.evaluate.reporting.paper_values import PaperValues
 
-Outcome = Literal["for", "against", "within the spread", "not measured"]
-Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
-# One figure of a weighted sum: the possible names of its row, and its weight.
-Term = tuple[tuple[str, ...], float]
+Outcome = Literal["for", "against", "within the error", "not measured"]
+Names = tuple[str, ...]
+Place = tuple[str, Sequence[str], str]  # table, units, metric
+Verdict = Literal["does not hold", "holds in part", "holds", "not measured"]
 
 RULE = (
-    "Each comparison counts for or against the claim where it differs from its threshold by more than two standard "
-    "errors of the difference: of the means over trainings, and of the questions of MMLU. Models that were not "
-    "trained here have no error of training. Where a trained system has a single training, the sign of the difference "
-    "counts, with a warning. A claim holds where every comparison counts for it; holds in part where some do; does "
-    "not hold where some were measured and none counts for it; otherwise it was not measured."
+    "Each comparison counts for or against its claim where it differs from the threshold by more than two standard "
+    "errors of the difference: of the mean over trainings, of MMLU's questions, and of the paired differences over "
+    "texts where the loss of each text is on record. Models that were not trained here have no error of training. "
+    "Where a system has a single training, its error is unknown: the sign of the difference or the error over texts "
+    "decides, with a warning. A claim holds where every comparison was measured and counts for it; holds in part "
+    "where some count for it; does not hold where some were measured and none counts for it."
 )
 ERRORS = 2.0
-ONE_RUN = "one training run each"
-TRIAL = "preset smoke: sizes of a trial"
-# Systems that were not trained here; their replicas have no spread.
-UNTRAINED = ("base", "Echo")
+ONE_RUN = "one training each"
 # Accuracy in percent on questions with four choices.
 CHANCE = 25.0
 MAGNET, RECIPE, BASE = ("MAGNET",), ("LLM2Vec recipe",), ("base", "base, causal")
-FILLED, LEFT, BASE_FILLED = ("MAGNET, infill",), ("base, left", "base, causal"), ("base, infill",)
+CAUSAL, SAME_PAIRS = ("base, causal", "base"), ("LLM2Vec recipe, MAGNET's pairs",)
+FILLED, LEFT, BASE_FILLED = ("MAGNET, infill", "MAGNET"), ("base, left", "base, causal"), ("base, infill",)
+CONTROL, OTHER_SUFFIX = ("causal control, left", "causal control"), ("MAGNET, other suffix",)
+
+
+class Figure(NamedTuple):
+    """A figure with the name of its row."""
+
+    row: str
+    value: Value | None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison; `figures` are those of its terms, empty if one is missing."""
+    """One comparison with its figures, empty if one is missing."""
 
     what: str
     outcome: Outcome
     numbers: str
-    warnings: tuple[str, ...] = ()
-    figures: tuple[float, ...] = ()
+    warning: str = ""
+    means: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its comparisons; `in_short` is one sentence with their figures."""
+    """One claim with its comparisons, a sentence of the deciding figures, and the groups of its chart."""
 
     name: str
-    question: str
-    threshold: str
-    findings: list[Finding] = field(default_factory=list)
-    in_short: str = ""
+    findings: list[Finding]
+    in_short: str
+    groups: list[Group]
+    is_shared: bool = False
+
+    def words(self, kind: str) -> str:
+        """Return the statement, the threshold or the caption of the chart."""
+        return NAMES[f"claim {kind}"][self.name]
 
     @property
     def verdict(self) -> Verdict:
@@ -62,58 +75,49 @@ class Claim:
             return "holds in part"
         return "does not hold" if outcomes - {"not measured"} else "not measured"
 
+    @property
+    def tally(self) -> str:
+        """Return how many comparisons count for the claim, and what limits them."""
+        measured = [finding for finding in self.findings if finding.outcome != "not measured"]
+        counted = sum(finding.outcome == "for" for finding in measured)
+        absent = len(self.findings) - len(measured)
+        warnings = dict.fromkeys(finding.warning for finding in measured if finding.warning)
+        parts = [f"{counted} of {len(measured)} comparisons count for it", *warnings]
+        return "; ".join([*parts, *([f"{absent} not measured"] if absent else [])])
+
 
 def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
     """Judge the four claims.
 
     Source: Khosla et al. 2025, section 4.
     """
-    return [_representations(cells), _infilling(cells), _repetition(cells), _knowledge(cells, paper)]
+    return [_infilling(cells), _representations(cells), _repetition(cells), _knowledge(cells, paper)]
 
 
-def judge(
-    cells: Cells,
-    what: str,
-    table: str,
-    units: Sequence[str],
-    metric: str,
-    terms: Sequence[Term],
-    *,
-    offset: float = 0.0,
-) -> Finding:
-    """Compare a weighted sum of figures (each a mean over units) plus an offset with zero."""
-    rows = [cells.find(table, names) for names, _ in terms]
-    figures = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
-    numbers = [_shown(row, value) for row, value in zip(rows, figures, strict=True) if value is not None]
-    numbers[:1] = [f"mean over {', '.join(units)}: {number}" if len(units) > 1 else number for number in numbers[:1]]
-    absent = [
-        f"{row or names[0]}{_reason(cells, table, row, units)}"
-        for (names, _), row, value in zip(terms, rows, figures, strict=True)
-        if value is None
+def figure(cells: Cells, table: str, names: Sequence[str], units: Sequence[str], metric: str) -> Figure:
+    """Look up the mean of a row over units."""
+    row = cells.find(table, names)
+    return Figure(row or names[0], cells.mean(table, row, units, metric) if row and units else None)
+
+
+def judge(what: str, terms: Sequence[tuple[float, Figure]], *, offset: float = 0.0, digits: int = 3) -> Finding:
+    """Compare a weighted sum of figures plus an offset with zero."""
+    shown = [
+        f"{row_name(row)} {show(value.mean, digits, spread=value.error or None) if value else 'not measured'}"
+        for _, (row, value) in terms
     ]
-    if absent:
-        return Finding(what, "not measured", "; ".join([*numbers, f"not measured: {', '.join(absent)}"]))
-    values = [value for value in figures if value is not None]
-    total = offset + sum(weight * value.mean for (_, weight), value in zip(terms, values, strict=True))
-    error = math.hypot(
-        *(
-            weight * math.hypot(_training_error(row, value), question_error(cells, table, row, units))
-            for (_, weight), row, value in zip(terms, rows, values, strict=True)
-        )
-    )
+    values = [(weight, found.value) for weight, found in terms if found.value]
+    if len(values) < len(terms):
+        return Finding(what, "not measured", "; ".join(shown))
+    total = offset + sum(weight * value.mean for weight, value in values)
+    error = math.hypot(*(weight * value.error for weight, value in values))
     outcome: Outcome = "for" if total > 0 else "against"
     if total == 0 or abs(total) <= ERRORS * error:
-        outcome = "within the spread"
-    numbers.append(
-        f"less the threshold {total:+.4g}" + (f", two standard errors {ERRORS * error:.4g}" if error else "")
-    )
-    records = [record for row in rows for unit in units for record in cells.final(table, str(row), unit)]
-    records = [record for record in records if record.unavailable is None]
-    is_single = any(len(value.runs) < 2 and not _is_untrained(row) for row, value in zip(rows, values, strict=True))
-    is_trial = any(record.settings.get("preset") == "smoke" for record in records)
-    warnings = [*([ONE_RUN] if is_single else []), *([TRIAL] if is_trial else [])]
-    warnings += settings_warnings(records, cells.row_of)
-    return Finding(what, outcome, "; ".join(numbers), tuple(warnings), tuple(value.mean for value in values))
+        outcome = "within the error"
+    shown.append(f"{show(total, 2, sign='+')} from the threshold, two standard errors {show(ERRORS * error, 2)}")
+    is_single = any(value.is_trained and len(value.runs) < 2 for _, value in values)
+    means = tuple(value.mean for _, value in values)
+    return Finding(what, outcome, "; ".join(shown), ONE_RUN if is_single else "", means)
 
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, system: tuple[str, ...]) -> Finding:
@@ -127,155 +131,108 @@ def growth(cells: Cells, what: str, table: str, unit: str, metric: str, system: 
         return Finding(what, "not measured", f"{row or system[0]}: fewer than three steps on record")
     line = linregress(steps, [value for _, value in points])
     outcome: Outcome = "against" if line.slope > ERRORS * line.stderr else "for"
-    numbers = f"{row}: {1000 * line.slope:+.4g} in 1,000 steps, standard error {1000 * line.stderr:.4g}"
+    numbers = f"{1000 * line.slope:+.2g} in 1,000 steps, standard error {1000 * line.stderr:.2g}"
     return Finding(what, outcome, numbers)
 
 
-def _training_error(row: str | None, value: Value) -> float:
-    """Return the standard error of a mean over trainings."""
-    return 0.0 if _is_untrained(row) else value.run_error or 0.0
-
-
-def question_error(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> float:
-    """Return the recorded standard error of the measurement, such as that of MMLU's questions, if there is one."""
-    errors = [cells.value(table, str(row), unit, "stderr") for unit in units]
-    return math.hypot(*(value.mean for value in errors if value)) / max(len(units), 1)
-
-
-def _is_untrained(row: str | None) -> bool:
-    """Return whether the weights of a row were not trained here."""
-    return str(row).split(",")[0] in UNTRAINED
-
-
-def _shown(row: str | None, value: Value) -> str:
-    """Format a figure with its spread."""
-    spread = f" ± {value.spread:.4f}" if value.spread is not None else ""
-    return f"{row} {value.mean:.4f}{spread} (n = {value.n})"
-
-
-def _reason(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> str:
-    """Return the recorded reason why a figure is missing."""
-    reasons = [r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable]
-    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+def _infilling(cells: Cells) -> Claim:
+    """Judge infilling against the base from the left, reading both sides, and trained causally."""
+    findings, groups, shares = [], [], []
+    systems: list[Names] = [FILLED, LEFT, CONTROL, OTHER_SUFFIX, BASE_FILLED]
+    rows = {names: str(cells.find("infilling", names) or names[0]) for names in systems}
+    rivals: dict[Names, str] = {LEFT: "the base from the left", BASE_FILLED: "the base reading both sides"}
+    rivals |= {CONTROL: "the base trained causally"} if rows[CONTROL] in cells.rows("infilling") else {}
+    for unit in cells.units("infilling") or ["ROCStories", "WikiText"]:
+        for names, rival in rivals.items():
+            value = cells.ratio("infilling", rows[FILLED], rows[names], unit)
+            findings.append(judge(f"{unit_name(unit)}, to {rival}", [(-1, Figure("MAGNET", value))], offset=1.0))
+            if names == LEFT and value:
+                shares.append(f"{show_ratio(value.mean, value.error)} ({unit_name(unit)})")
+        shown = {row: cells.ratio("infilling", row, rows[LEFT], unit) for row in rows.values()}
+        bars = {row: value for row, value in shown.items() if value and row != rows[LEFT]}
+        groups.append(Group(unit_name(unit), bars, ("base, left", 1.0), most=2.0))
+    in_short = f"MAGNET's perplexity is {', '.join(shares)} times that of the base from the left." if shares else ""
+    return Claim("infilling", findings, in_short, groups, is_shared=True)
 
 
 def _representations(cells: Cells) -> Claim:
     """Judge word probes, STS and clustering against LLM2Vec's recipe."""
-    terms = _higher(RECIPE)
-    findings = [
-        judge(cells, f"words, {unit}: accuracy", "words", [unit], "accuracy", terms)
-        for unit in ("chunking", "ner", "pos")
+    columns: list[tuple[str, list[str], str, str]] = [
+        ("words", [unit], "accuracy", column_name(unit, "accuracy")) for unit in ("chunking", "ner", "pos")
     ]
-    for table, metric in (("sts", "spearman"), ("clustering", "v_measure")):
+    for table, metric, name in (("sts", "spearman", "STS"), ("clustering", "v_measure", "clustering")):
         rows = [str(cells.find(table, names)) for names in (MAGNET, RECIPE)]
         units = [unit for unit in cells.units(table) if all(cells.value(table, row, unit, metric) for row in rows)]
-        what = f"{table}: mean {metric} over the sets that both have"
-        findings.append(judge(cells, what, table, units, metric, terms))
-    names = ("chunking", "ner", "pos", "sts", "clustering")
-    points = [f"{n} {f.figures[0] - f.figures[1]:+.2f}" for n, f in zip(names, findings, strict=True) if f.figures]
-    return Claim(
-        "Representations",
-        "Are MAGNET's representations better than those of LLM2Vec's recipe at equal budget?",
-        "MAGNET less LLM2Vec recipe is above zero.",
-        findings,
-        _sentence("MAGNET less the recipe, in points", points),
-    )
-
-
-def _infilling(cells: Cells) -> Claim:
-    """Judge infilling against the base from left to right, and against the base reading both sides."""
-    findings, shares = [], []
-    for unit in ("ROCStories", "WikiText"):
-        parts = []
-        for rival, names in (("the base from the left", LEFT), ("the base reading both sides", BASE_FILLED)):
-            what, terms = f"{unit}: perplexity against {rival}", _lower(names, FILLED)
-            finding = judge(cells, what, "infilling", [unit], "perplexity", terms)
-            findings.append(finding)
-            parts.append(_share(finding.figures[1], finding.figures[0]) if finding.figures else "not measured")
-        if any(finding.figures for finding in findings[-2:]):
-            shares.append(f"{unit} {parts[0]} ({parts[1]})")
-    return Claim(
-        "Infilling",
-        "Does MAGNET fill blanks better than the base that sees the left side only?",
-        "The base's perplexity of what was removed, less MAGNET's, is above zero.",
-        findings,
-        _sentence("MAGNET's perplexity against the base from the left (reading both sides)", shares),
-    )
+        columns.append((table, units, metric, f"{name}, mean of {len(units)} sets"))
+    findings, groups = [], []
+    for table, units, metric, name in columns:
+        ours, rival = (figure(cells, table, names, units, metric) for names in (MAGNET, RECIPE))
+        findings.append(judge(name, [(1, ours), (-1, rival)]))
+        others = (SAME_PAIRS, ("Echo",), ("MiniLM",)) if table == "sts" else ()
+        groups.append(_group(cells, name, (table, units, metric), MAGNET, RECIPE, *others, CAUSAL))
+    pairs = [(name, found.means) for (_, _, _, name), found in zip(columns, findings, strict=True) if found.means]
+    parts = [f"{show(ours)} against {show(rival)} ({name.split(',')[0]})" for name, (ours, rival) in pairs[-3:]]
+    in_short = f"MAGNET has {', '.join(parts)}." if parts else ""
+    return Claim("representations", findings, in_short, groups)
 
 
 def _repetition(cells: Cells) -> Claim:
     """Judge repetition against the recipe, relative to the base, and over steps."""
-    findings, shares = [], []
+    findings, groups, parts = [], [], []
     for unit in ("WikiText", "ROCStories"):
         for metric in ("rep_sen", "rep_4"):
-            what = f"{unit}: {metric}"
-            rows = [str(cells.find("repetition", names)) for names in (BASE, RECIPE)]
-            levels = [cells.value("repetition", row, unit, metric) for row in rows]
-            base, recipe = (value.mean if value else 0.0 for value in levels)
-            share = 0.5 if recipe >= base else 0.0
-            limit = [(MAGNET, -1), (BASE, 1 - share), (RECIPE, share)]
-            near = judge(cells, f"{what} against the base", "repetition", [unit], metric, limit)
-            if near.figures:
-                shares.append(f"{unit} {metric} {near.figures[0]:.3f} ({recipe:.3f}; {base:.3f})")
+            name = column_name(unit, metric)
+            ours, rival, base = (
+                figure(cells, "repetition", names, [unit], metric) for names in (MAGNET, RECIPE, BASE)
+            )
+            recipe, level = (found.value.mean if found.value else 0.0 for found in (rival, base))
+            share = 0.5 if recipe >= level else 0.0
+            near = judge(f"{name}, against the base", [(-1, ours), (1 - share, base), (share, rival)], digits=2)
             findings += [
-                judge(cells, f"{what} against LLM2Vec recipe", "repetition", [unit], metric, _lower(RECIPE)),
+                judge(f"{name}, against LLM2Vec's recipe", [(1, rival), (-1, ours)], digits=2),
                 near,
-                growth(cells, f"{what} over training steps", "repetition", unit, metric, MAGNET),
+                growth(cells, f"{name}, over training steps", "repetition", unit, metric, MAGNET),
             ]
-    return Claim(
-        "Repetition",
-        "Does open-ended generation stay free of the repetition that LLM2Vec's recipe brings?",
-        "MAGNET repeats less than the recipe; less than the middle of base and recipe, as in the paper, or less than "
-        "the base where the recipe repeats less than that; and its repetition does not grow over training steps (the "
-        "slope of a straight line is not above zero by more than two of its standard errors; three steps at least).",
-        findings,
-        _sentence("Share that MAGNET repeats (recipe; base)", shares),
-    )
+            groups.append(_group(cells, name, ("repetition", [unit], metric), MAGNET, RECIPE, BASE))
+            if near.means and metric == "rep_4":
+                figures = [show(mean, 2) for mean in near.means]
+                parts.append(f"{figures[0]} on {unit_name(unit)} (recipe {figures[2]}, base {figures[1]})")
+    in_short = f"MAGNET repeats this share of its 4-grams: {', '.join(parts)}." if parts else ""
+    return Claim("repetition", findings, in_short, groups)
 
 
 def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
     """Judge MMLU and perplexity against the base, allowing for what the paper's model lost."""
     knowledge, texts = paper.tables["mmlu"], paper.tables["perplexity"]
-    average, perplexity = knowledge.columns[-1], texts.columns[0]
+    average, column = knowledge.columns[-1], texts.columns[0]
     lost = knowledge.row("LLaMA-2-7B").values[average] - knowledge.row("MAGNET, WikiText").values[average]
-    ratio = texts.row("MAGNET").values[perplexity] / texts.row("LLaMA-2-7B").values[perplexity]
-    mmlu = judge(cells, "MMLU, average: accuracy", "mmlu", ["average"], "accuracy", _higher(BASE), offset=lost)
-    error = question_error(cells, "mmlu", cells.find("mmlu", BASE), ["average"])
-    if mmlu.figures and mmlu.figures[1] - ERRORS * error <= CHANCE:
-        reason = f"the base is not above chance ({CHANCE:g} %): it has no knowledge to lose"
-        mmlu = replace(mmlu, outcome="not measured", warnings=(*mmlu.warnings, reason))
-    findings = [mmlu]
-    changes = [f"MMLU's average {mmlu.figures[0] - mmlu.figures[1]:+.2f} points"] if mmlu.figures else []
+    limit = texts.row("MAGNET").values[column] / texts.row("LLaMA-2-7B").values[column]
+    findings, groups, parts = [], [], []
     for unit in cells.units("perplexity") or ["WikiText"]:
-        terms = [(BASE, ratio), (MAGNET, -1)]
-        judged = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
-        findings.append(judged)
-        changes += [f"perplexity of {unit} {_share(judged.figures[1], judged.figures[0])}"] if judged.figures else []
-    return Claim(
-        "Knowledge",
-        "Are knowledge and perplexity of the base kept?",
-        f"No more is lost than the paper's own model lost: {lost:.1f} points of MMLU's average, and a perplexity of "
-        f"{ratio:.3f} times the base's.",
-        findings,
-        _sentence("MAGNET against its base", changes),
-    )
+        rows = {names: str(cells.find("perplexity", names)) for names in (MAGNET, RECIPE, BASE)}
+        ratios = {row: cells.ratio("perplexity", row, rows[BASE], unit) for row in rows.values()}
+        ours = Figure(f"{row_name(rows[MAGNET])} to the base", ratios[rows[MAGNET]])
+        name = f"perplexity, {unit_name(unit)}"
+        findings.append(judge(name, [(-1, ours)], offset=limit))
+        bars = {row: value for row, value in ratios.items() if value and row != rows[BASE]}
+        groups.append(Group(name, bars, ("base", 1.0), most=2.0))
+        if ours.value:
+            parts.append(f"perplexity is {show_ratio(ours.value.mean)} times the base's on {unit_name(unit)}")
+    ours, base = (figure(cells, "mmlu", names, ["average"], "accuracy") for names in (MAGNET, BASE))
+    mmlu = judge("MMLU, mean accuracy", [(1, ours), (-1, base)], offset=lost)
+    if mmlu.means:
+        parts.append(f"MMLU's mean changes by {show(mmlu.means[0] - mmlu.means[1], 2, sign='+')} points")
+        groups.append(_group(cells, "MMLU, %", ("mmlu", ["average"], "accuracy"), MAGNET, BASE))
+    if base.value and mmlu.means and base.value.mean - ERRORS * base.value.error <= CHANCE:
+        parts[-1] += ", where the base only guesses"
+        reason = f"{mmlu.numbers}; the base is not above chance ({CHANCE:g} %): it has no knowledge to lose"
+        mmlu = replace(mmlu, outcome="not measured", numbers=reason)
+    in_short = f"With MAGNET, {', '.join(parts)}." if parts else ""
+    return Claim("knowledge", [mmlu, *findings], in_short, groups)
 
 
-def _sentence(head: str, parts: Sequence[str]) -> str:
-    """Format figures as one sentence."""
-    return f"{head}: {', '.join(parts)}." if parts else "Nothing was measured."
-
-
-def _share(value: float, base: float) -> str:
-    """Return the increase over the base in percent of the base."""
-    return f"{100 * (value - base) / base:+.1f} %" if base else f"{value:.4g} where the base has 0"
-
-
-def _higher(rival: tuple[str, ...]) -> list[Term]:
-    """Return a sum that is positive if MAGNET is above a rival."""
-    return [(MAGNET, 1), (rival, -1)]
-
-
-def _lower(rival: tuple[str, ...], ours: tuple[str, ...] = MAGNET) -> list[Term]:
-    """Return a sum that is positive if MAGNET is below a rival."""
-    return [(rival, 1), (ours, -1)]
+def _group(cells: Cells, title: str, place: Place, *systems: Names) -> Group:
+    """Return the bars of the systems that were measured, and the level of the last one, which is the base."""
+    *found, base = (figure(cells, place[0], names, *place[1:]) for names in systems)
+    level = ("base", base.value.mean) if base.value else None
+    return Group(title, {row: value for row, value in found if value}, level, digits_of(place[2]))

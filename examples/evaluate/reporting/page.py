@@ -1,32 +1,31 @@
-"""Build the page from records and the paper's numbers: verdicts, tables with their figures, samples, conditions."""
+"""Build the page from records and the paper's numbers: claims first, then folded tables, notes and conditions."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from examples.evaluate.parts.records import Record
-from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text
-from examples.evaluate.reporting.cells import Cells, Results, Value, reading_of
-from examples.evaluate.reporting.claims import RULE, Claim, judge_claims
+from examples.evaluate.reporting.blocks import Block, Bullets, Card, Details, Grid, Notes, Page, Picture, Text
+from examples.evaluate.reporting.cells import Cells, Results, Value, differing_settings, list_counts
+from examples.evaluate.reporting.charts import Group, draw_bars, draw_curves
+from examples.evaluate.reporting.claims import BASE, CAUSAL, CONTROL, FILLED, RECIPE, RULE, Claim, judge_claims
+from examples.evaluate.reporting.names import column_name, digits_of, row_name, show, show_ratio, table_name, unit_name
 from examples.evaluate.reporting.paper_values import Column, PaperValues
-from examples.evaluate.reporting.plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
-from examples.evaluate.reporting.tables import MEASURED, QUOTED, Row, Table, build_table
+from examples.evaluate.reporting.tables import QUOTED, RATIO, REFERENCES, Row, Table, build_table
 
 TITLE = "MAGNET: the paper's tables, measured anew"
-SIZES = (
-    "The paper's models and those measured here may differ in size. The figures themselves are then not to be "
-    "compared; the differences BETWEEN systems are."
-)
 ABSENT = "–"
-# Tables that the paper does not have; any other recorded table is shown under its own name.
-HEADINGS = {
-    "story_cloze": "Story Cloze: which sentence belongs into the story",
-    "long_fills": "Long fills: at once or in chunks",
-    "curves": "Training, as the runs evaluated themselves",
+SAMPLES, CLOZE = "side_by_side", "story_cloze"
+VERDICTS = ("does not hold", "holds in part", "holds", "not measured")
+RIVALS = ("LLM2Vec recipe", "causal control", "Echo", "MiniLM")
+# The metrics that are drawn as bars of all rows, and over training steps.
+BARS = {"words": "accuracy", "sts": "spearman", "clustering": "v_measure", "infilling": RATIO}
+CURVES = {
+    **{table: (metric,) for table, metric in BARS.items()},
+    "infilling": ("perplexity",),
+    "repetition": ("rep_4", "rep_4_tokens"),
+    "curves": ("causal_perplexity", "infilling_perplexity", "masked_accuracy", "loss_mntp"),
 }
-SAMPLES = "side_by_side"
-SAMPLE_HEADINGS = {"infilling": "Blanks filled", "continuation": "Beginnings continued"}
-WITH_BARS = ("words", "sts", "infilling")
-BASE = ("base, left", "base", "base, causal")
 
 
 def build_page(
@@ -37,248 +36,280 @@ def build_page(
     notes: str | None = None,
     name: str | None = None,
     compared: Mapping[str, Results] | None = None,
+    is_short: bool = False,
 ) -> Page:
-    """Return all blocks in order; `compared` are records of the same study on other base models."""
-    cells = Cells(results.records)
-    claims = judge_claims(cells, paper)
-    tables = [build_table(cells, table, values) for table, values in paper.tables.items()]
-    on_record = {record.table for record in results.records}
-    others = sorted(on_record - set(paper.tables) - {SAMPLES}, key=lambda table: (table not in HEADINGS, table))
-    name = name or _base_name(results.records) or "this model"
-    sections = [*_claims(claims)]
+    """Return all blocks in order.
+
+    Args:
+        compared (`dict[str, Results]`, *optional*): Records of the same study on other base models.
+        is_short (`bool`): Leave out the tables.
+    """
+    cells, records = Cells(results.records), results.records
+    bases = {str(record.model.get("name")) for record in records if record.system.split(",")[0] == "base"}
+    name = name or (bases.pop() if len(bases) == 1 else "this model")
+    judged = {name: judge_claims(cells, paper)}
+    judged |= {other: judge_claims(Cells(study.records), paper) for other, study in (compared or {}).items()}
+    # A page that shows a failure below successes misleads.
+    claims = sorted(judged[name], key=lambda claim: VERDICTS.index(claim.verdict))
+    blocks: list[Block] = [*_opening(records, paper, claims, name=name), *map(_card, claims)]
     if compared:
-        judged = {other: judge_claims(Cells(study.records), paper) for other, study in compared.items()}
-        sections += _other_models({name: claims, **judged})
+        sizes = [
+            [each[0].name, *(f"{claim.verdict}. {claim.in_short}" for claim in each)]
+            for each in zip(*judged.values(), strict=True)
+        ]
+        blocks += [Text("The claims by model size", is_heading=True), Grid(["Claim", *judged], sizes)]
     if notes:
-        sections += [Heading(2, "Notes"), Notes(notes)]
-    for table in tables:
-        sections += _section(cells, table)
-    for other in others:
-        sections += [Heading(2, HEADINGS.get(other, other)), *_table(build_table(cells, other, None))]
-    sections += [*_samples(cells, results.records), *_conditions(results)]
-    return Page(title, [*_opening(results, paper, claims, tables, name=name)], sections)
+        blocks.append(Details("Notes of the authors", "what the figures mean", [Notes(notes)]))
+    tables = [build_table(cells, table, values) for table, values in paper.tables.items()]
+    if not is_short:
+        others = sorted({record.table for record in records} - {*paper.tables, SAMPLES, CLOZE})
+        blocks += [_section(cells, table) for table in tables]
+        blocks += [_section(cells, build_table(cells, other, None)) for other in others]
+        blocks += [*_samples(cells, records)]
+    return Page(title, [*blocks, _rule(judged), _missing(tables), _conditions(results, paper)])
 
 
-def _base_name(records: Sequence[Record]) -> str | None:
-    """Return the name of the base model, or `None` if none or several were measured."""
-    names = {str(record.model.get("name")) for record in records if record.system.split(",")[0] == "base"}
-    return names.pop() if len(names) == 1 else None
-
-
-def _opening(
-    results: Results, paper: PaperValues, claims: Sequence[Claim], tables: Sequence[Table], *, name: str
-) -> Iterator[Block]:
-    """Yield the facts that a reader needs before the first table."""
-    records = results.records
-    latest = max(record.time for record in records)
+def _opening(records: Sequence[Record], paper: PaperValues, claims: Sequence[Claim], *, name: str) -> Iterator[Block]:
+    """Yield what was studied, what came out, and how to read the cards."""
+    logs = [record for record in records if record.table == "curves"]
+    trainings = len({(record.system, record.replica) for record in logs})
+    steps = max((record.step or 0 for record in logs), default=0)
+    tokens = max((record.counts.get("tokens", 0) for record in logs), default=0)
+    length = f"{show(tokens / 1e6, 2)} million tokens" if tokens else f"{steps:,} steps"
+    adapted = f", adapted in {trainings} trainings of at most {length}" if trainings else ""
+    rivals = ", ".join(row_name(rival) for rival in RIVALS if any(record.system == rival for record in records))
     yield Text(
-        f"Studied: {name}. {len(records)} cells on record, the latest of {latest or 'an unknown time'}; beside "
-        f"them the paper ({paper.source}; {paper.model})."
+        f"Studied: {name}{adapted}; MAGNET is compared with its base, {f'{rivals}, ' if rivals else ''}"
+        f"and with the paper's figures for {paper.model}, which are quoted."
     )
-    yield Grid(
-        ["Claim", "Verdict", "In figures", "Warnings"],
-        [[claim.question, claim.verdict, claim.in_short, _warnings(claim)] for claim in claims],
-    )
-    presets: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        if "preset" in record.settings:  # curves describe trainings, which have no curves of their own
-            presets[str(record.settings["preset"])].add(record.table)
-    if set(presets) - {"paper"}:
-        parts = "; ".join(f"{preset}: {', '.join(sorted(names))}" for preset, names in sorted(presets.items()))
-        yield Text(f"Presets ({parts}). Only figures of the preset paper have the paper's sizes.", is_warning=True)
-    missing = [*_missing(tables, claims)]
-    if missing:
-        yield Bullets("Missing:", missing)
-    yield Text(
-        f"Rows are either {MEASURED} or {QUOTED}; no cell and no mean holds both. Figures measured here: mean ± "
-        f"standard deviation over replicas (trainings) and seeds, n of them. {SIZES}"
-    )
+    parts = []
+    for verdict in VERDICTS:
+        named = [claim.name for claim in claims if claim.verdict == verdict]
+        verb = verdict if len(named) == 1 else verdict.replace("holds", "hold").replace("does", "do")
+        parts += [f"{len(named)} {verb} ({', '.join(named)})"] if named else []
+    yield Text(f"Result: of the paper's {len(claims)} claims, {'; '.join(parts)}.")
+    yield Text("How to read: bars are means, dots single trainings (seeds), the dashed line is the base.")
 
 
-def _warnings(claim: Claim) -> str:
-    """Return the limitations of the verdict."""
-    warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
-    left_out = sum(f.outcome == "not measured" for f in claim.findings)
-    absent = [f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else []
-    return "; ".join([*warnings, *absent]) or ABSENT
+def _card(claim: Claim) -> Card:
+    """Return a claim with its chart."""
+    caption = claim.words("caption")
+    svg = draw_bars(claim.groups, caption=caption, is_shared=claim.is_shared)
+    picture = Picture(f"claim_{claim.name}", f"{caption}.", svg) if any(g.bars for g in claim.groups) else None
+    return Card(claim.words("statement"), claim.verdict, claim.in_short, f"{claim.tally}.", picture)
 
 
-def _missing(tables: Sequence[Table], claims: Sequence[Claim]) -> Iterator[str]:
-    """Yield columns of the paper without a figure of ours, and comparisons without an outcome."""
-    for table in tables:
-        assert table.paper is not None
-        measured = {column for row in table.rows if row.origin == MEASURED for column in row.values}
-        absent = [column.title for column in table.paper.columns if column not in measured]
-        if absent:
-            what = f"no {', '.join(absent)}" if len(absent) < len(table.paper.columns) else "nothing was measured"
-            yield f"{table.paper.number}, {table.name}: {what}"
-    for claim in claims:
-        unknown = [finding.what for finding in claim.findings if finding.outcome == "not measured"]
-        if unknown:
-            yield f"Claim {claim.name}: not measured: {'; '.join(unknown)}"
+def _section(cells: Cells, table: Table) -> Details:
+    """Return a table under its name and finding, with what a reader needs to judge it."""
+    paper = table.paper
+    blocks: list[Block] = []
+    if paper:
+        direction = "higher" if paper.higher_is_better else "lower"
+        blocks.append(Text(f"{paper.title}; {paper.unit}, {direction} is better. {paper.note}".strip()))
+    blocks += [*_table(table), *_comparisons(table)]
+    blocks += [*_cloze(cells)] if table.name == "infilling" else []
+    blocks += [*_bars(table), *_curves(cells, table)]
+    differing = differing_settings(table.records, cells.row_of)
+    lists = {
+        "Rows differ in:": [f"{key}: {text}" for key, text in differing.items()],
+        "Measured on:": list_counts(table.records),
+    }
+    folded = [Bullets(text, items) for text, items in lists.items() if items]
+    if folded:
+        warning = f"rows differ in {', '.join(differing)}" if differing else "the same for all rows"
+        blocks.append(Details("Settings and counts", warning, folded))
+    head = table_name(table.name) + (f" ({paper.number})" if paper else "")
+    return Details(head, _finding(cells, table), blocks)
 
 
-def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
-    """Yield the rule, then each claim with its numbers."""
-    yield Heading(2, "The four claims")
-    yield Text(RULE)
-    for claim in claims:
-        yield Heading(3, f"Claim: {claim.name}")
-        yield Text(f"{claim.question} {claim.verdict}. Threshold: {claim.threshold}")
-        rows = [[f.what, f.outcome, f.numbers, "; ".join(f.warnings) or ABSENT] for f in claim.findings]
-        yield Grid(["Comparison", "Counts", "Figures", "Warnings"], rows)
-
-
-def _other_models(judged: Mapping[str, Sequence[Claim]]) -> Iterator[Block]:
-    """Yield the verdicts on several base models side by side, then the outcome of each comparison."""
-    yield Heading(2, "Model size")
-    yield Text("Each model is judged by the same rule from its own records; no figure of one is part of another's.")
-    by_claim = list(zip(*judged.values(), strict=True))
-    yield Grid(["Claim", *judged], [[claims[0].question, *(claim.verdict for claim in claims)] for claims in by_claim])
-    rows = []
-    for claims in by_claim:
-        outcomes = [{finding.what: finding.outcome for finding in claim.findings} for claim in claims]
-        for what in dict.fromkeys(what for outcome in outcomes for what in outcome):
-            rows.append([claims[0].name, what, *(outcome.get(what, ABSENT) for outcome in outcomes)])
-    yield Details("Comparisons", [Grid(["Claim", "Comparison", *judged], rows)])
-
-
-def _section(cells: Cells, table: Table) -> Iterator[Block]:
-    """Yield a table of the paper."""
-    assert table.paper is not None
-    yield Heading(2, table.title)
-    yield Text(f"Unit: {table.paper.unit}; {'higher' if table.paper.higher_is_better else 'lower'} is better.")
-    if not table.is_measured:
-        yield Text("Nothing of this table was measured here.", is_warning=True)
-    yield from _table(table)
-    yield from _comparisons(table)
-    pictures = [draw_bars(table) if table.name in WITH_BARS else None]
-    base = cells.find(table.name, BASE)
-    if table.name == "repetition":
-        pictures += [draw_repetition(cells, base), draw_objectives(cells)]
-    if table.name == "infilling":
-        pictures.append(draw_infilling(cells, base))
-    yield from (picture for picture in pictures if picture is not None)
+def _finding(cells: Cells, table: Table) -> str:
+    """Return the figures of MAGNET, the recipe and the base: of the mean column, or averaged over all columns."""
+    if not any(row.values for row in table.measured):
+        return "nothing was measured here"
+    metric = RATIO if table.name in REFERENCES else "rep_4" if table.name == "repetition" else table.columns[0].metric
+    wanted = [cells.find(table.columns[0].table, names) for names in (FILLED, RECIPE, CONTROL, CAUSAL)]
+    rows = [row for name in wanted for row in table.measured if row.name == name and row.values]
+    columns = [c for c in table.columns if c.metric == metric and all(c in row.values for row in rows)]
+    columns = [column for column in columns if column.unit == "average"] or columns
+    if not rows or not columns or table.paper is None:
+        return f"systems: {len(table.measured)}"
+    parts = []
+    for row in rows:
+        mean = sum(row.values[column].mean for column in columns) / len(columns)
+        parts.append(f"{row_name(row.name)} {show_ratio(mean) if metric == RATIO else show(mean, digits_of(metric))}")
+    what = column_name(columns[0].unit, metric) if len(columns) == 1 else f"mean of {len(columns)} columns"
+    return f"{', '.join(parts)} ({what})"
 
 
 def _table(table: Table) -> Iterator[Block]:
-    """Yield rows, then missing figures, then the conditions of the measurements."""
-    reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
-    yield (
-        _long_grid(table, reasons)
-        if table.paper is None
-        else Grid(
-            ["System", "Origin", "Model", *(column.title for column in table.columns)],
-            [
-                [row.name, row.origin, row.model, *(_cell(table, row, column, reasons) for column in table.columns)]
-                for row in table.rows
-            ],
-            [row.origin == QUOTED for row in table.rows],
-        )
-    )
-    for number, reason in enumerate(reasons, start=1):
-        yield Text(f"n/a ({number}): not available here: {reason}")
-    yield from (Text(warning, is_warning=True) for warning in table.warnings)
-    yield from (Text(note) for note in table.notes)
-    lists = {"Settings of what was measured here:": table.settings, "Measured on:": table.counts}
-    folded = [Bullets(head, items) for head, items in lists.items() if items]
-    if folded:
-        yield Details("Settings and counts", folded)
+    """Yield the rows, and the reasons for missing figures."""
+    every = [*table.measured, *table.quoted]
+    if table.paper:
+        heads = ["System", "Origin", *(column_name(column.unit, column.metric) for column in table.columns)]
+        rows = [[row_name(row.name), row.origin, *(_cell(row, column) for column in table.columns)] for row in every]
+    else:  # a row for each system and unit
+        metrics = list(dict.fromkeys(column.metric for column in table.columns))
+        heads = ["System", "Origin", "Measured on", *(column_name("", metric) for metric in metrics)]
+        rows = [
+            [row_name(row.name), row.origin, unit_name(unit)]
+            + [_cell(row, Column(unit, metric, table.name)) for metric in metrics]
+            for row in every
+            for unit in dict.fromkeys(column.unit for column in (*row.values, *row.missing))
+        ]
+    yield Grid(heads, rows, [row[1] == QUOTED for row in rows])
+    if table.measured:
+        yield Text("± standard deviation over trainings; of multiples of the base: standard error.")
+    for reason in dict.fromkeys(reason for row in every for reason in row.missing.values()):
+        yield Text(f"n/a: not available here: {reason}")
 
 
-def _long_grid(table: Table, reasons: Sequence[str]) -> Grid:
-    """Return a table that the paper does not have, with a row for each system and unit."""
-    metrics = list(dict.fromkeys(column.metric for column in table.columns if column.metric))
-    units = list(dict.fromkeys(column.unit for column in table.columns))
-    rows = []
-    for row in table.rows:
-        for unit in units:
-            columns = [Column(unit, metric, table.name) for metric in metrics or [""]]
-            if any(column in row.values or column in row.missing for column in columns):
-                rows.append([row.name, row.model, unit, *(_cell(table, row, column, reasons) for column in columns)])
-    return Grid(["System", "Model", "Measured on", *(metrics or [""])], rows)
-
-
-def _cell(table: Table, row: Row, column: Column, reasons: Sequence[str]) -> str:
-    """Format a figure according to its precision, or the reason why it is missing."""
+def _cell(row: Row, column: Column) -> str:
+    """Format a figure, or say that it is missing."""
     value = row.values.get(column)
-    if isinstance(value, Value):
-        return _shown(value, table.digits)
-    if value is not None:
-        return f"{value:.{table.paper.digits if table.paper else table.digits}f}"
-    reason = row.missing.get(column)
-    return f"n/a ({reasons.index(reason) + 1})" if reason is not None else ABSENT
+    return _shown(value, column.metric) if value else "n/a" if column in row.missing else ABSENT
 
 
-def _shown(value: Value, digits: int) -> str:
-    """Format a measured figure."""
-    spread = "" if value.spread is None else f" ± {value.spread:.{digits}f} (n = {value.n})"
-    return f"{value.mean:.{digits}f}{spread}"
+def _shown(value: Value, metric: str) -> str:
+    """Format a figure: ratios with their error, others with their spread."""
+    if metric == RATIO:
+        return show_ratio(value.mean, value.error)
+    return show(value.mean, digits_of(metric), spread=value.spread)
 
 
 def _comparisons(table: Table) -> Iterator[Block]:
-    """Yield the paper's figures and ours, and the gain of each over its own base."""
-    paper = table.paper
-    if paper is None or not table.comparisons:
-        return
-    yield Heading(3, f"{table.title}: ours against the paper")
-    base = f"the base is the paper's {paper.base} and our row that answers to it" if paper.base else "there is no base"
-    unit = "in percent of that base" if paper.gain_is_share else "in the unit of the table"
-    yield Text(f"Gains are improvements over the base of the same table, {unit}, positive where better; {base}.")
-    form = "{:+.1f} %" if paper.gain_is_share else f"{{:+.{table.digits}f}}"
-    rows = [
-        [
-            *(item.theirs, item.ours, item.column.title, f"{item.paper:g}", _shown(item.value, table.digits)),
-            *(ABSENT if gain is None else form.format(gain) for gain in (item.paper_gain, item.gain)),
-        ]
-        for item in table.comparisons
-    ]
-    yield Grid(["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Gain, paper", "Gain, ours"], rows)
+    """Yield the figures that the paper and we have, and the gain of each over its own base."""
+    base = table.paper.base if table.paper else None
+    quoted = {row.name: row for row in table.quoted}
+    rows = []
+    for name, ours in table.answers.items():
+        for column in quoted[name].values if name != base else ():
+            # The perplexities themselves are of other tokens.
+            if column in ours.values and (table.name not in REFERENCES or column.metric == RATIO):
+                pairs = ((quoted[name], quoted.get(str(base))), (ours, table.answers.get(str(base))))
+                names = [name, row_name(ours.name), column_name(column.unit, column.metric)]
+                figures = [_cell(row, column) for row, _ in pairs]
+                rows.append([*names, *figures, *(_gain(table, row, level, column) for row, level in pairs)])
+    if rows:
+        text = "Models differ in size: compare the gains over the base of the same table, positive where better."
+        grid = Grid(["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Gain, paper", "Gain, ours"], rows)
+        yield Details("Compared with the paper", f"{len(rows)} figures that both have", [Text(text), grid])
+
+
+def _gain(table: Table, row: Row, base: Row | None, column: Column) -> str:
+    """Return the improvement over a base in the unit of the table."""
+    if base is None or table.paper is None or column not in base.values:
+        return ABSENT
+    gain = row.values[column].mean - base.values[column].mean
+    return show(gain if table.paper.higher_is_better else -gain, 2, sign="+")
+
+
+def _cloze(cells: Cells) -> Iterator[Block]:
+    """Yield Story Cloze, each cell compared story by story with MAGNET's infilling of the same task."""
+    from scipy.stats import binomtest  # needs the extra `eval`
+
+    rows, magnet = [], str(cells.find(CLOZE, FILLED))
+    for unit in cells.units(CLOZE):
+        for row in cells.rows(CLOZE):
+            value = cells.value(CLOZE, row, unit, "accuracy")
+            places = ((row, unit), (magnet, f"{unit.split(', ')[0]}, infilling"))
+            found = [[r.samples[0].get("hits", "") for r in cells.final(CLOZE, *p) if r.samples] for p in places]
+            hits, others = (str(one[0]) if one else "" for one in found)
+            test = ABSENT
+            if hits and len(hits) == len(others) and places[0] != places[1]:
+                pairs = Counter(zip(others, hits, strict=True))
+                wins, losses = pairs["1", "0"], pairs["0", "1"]
+                p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+                test = f"{wins} to {losses}, p = {p:.2g}"
+            rows += [[unit, row_name(row), _shown(value, "accuracy"), test]] if value else []
+    if rows:
+        yield Text("Story Cloze: which sentence belongs to the story", is_heading=True)
+        yield Grid(
+            ["Task, reading", "System", "Right choices, %", "Only MAGNET's infilling right, or only this"], rows
+        )
+        yield Text("p: McNemar's exact test on the same stories, of the first training.")
+
+
+def _bars(table: Table) -> Iterator[Picture]:
+    """Yield a chart of all measured rows for each column that was measured."""
+    level, most = (("base, left", 1.0), 2.0) if table.name in REFERENCES else (None, math.inf)
+    for number, column in enumerate(table.columns):
+        bars = {row.name: row.values[column] for row in table.measured if column in row.values}
+        if bars and column.metric == BARS.get(table.name):
+            group = Group(column_name(column.unit, column.metric), bars, level, most=most)
+            svg = draw_bars([group], caption=f"{table_name(table.name)}: {group.title}")
+            yield Picture(f"{table.name}_{number}", "", svg)
+
+
+def _curves(cells: Cells, table: Table) -> Iterator[Picture]:
+    """Yield charts over training steps, which end at the figures of the table."""
+    base = cells.find(table.name, REFERENCES.get(table.name, CAUSAL))
+    for number, unit in enumerate(cells.units(table.name)):
+        for metric in CURVES.get(table.name, ()):
+            curves = {row: cells.curve(table.name, row, unit, metric) for row in cells.rows(table.name)}
+            curves = {row: curve for row, curve in curves.items() if len(curve) > 1 and row not in BASE}
+            level = cells.value(table.name, base, unit, metric) if base else None
+            if curves:
+                name = f"{column_name('' if unit == 'training' else unit, metric)} over training steps"
+                line = (str(base), level.mean) if level else None
+                svg = draw_curves(name, curves, level=line, caption=f"{table_name(table.name)}: {name}")
+                yield Picture(f"{table.name}_{number}_{metric}_steps", "", svg)
 
 
 def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
     """Yield what the systems wrote, text by text, if there are samples."""
-    records = [record for record in records if record.table == SAMPLES]
-    if records:
-        yield Heading(2, "Side by side")
-    for unit in dict.fromkeys(sorted(record.unit for record in records)):
-        yield Heading(3, SAMPLE_HEADINGS.get(unit, unit))
+    blocks: list[Block] = []
+    records = sorted((r for r in records if r.table == SAMPLES), key=lambda r: (r.unit, r.system, r.replica, r.seed))
+    for unit in dict.fromkeys(record.unit for record in records):
         chosen = [record for record in records if record.unit == unit]
         texts: dict[str, list[str]] = defaultdict(list)
-        for record in sorted(chosen, key=lambda r: (r.system, r.replica, r.seed)):
-            readings = {reading_of(r) for r in chosen if r.system == record.system}
-            # Units may differ in their reading; only differences within this one are named.
-            name = cells.row_of(record) if len(readings) > 1 else record.system
+        for record in chosen:
+            name = row_name(cells.row_of(record))
             for sample in record.samples:
-                place = (
-                    f"{sample.get('title', 'Text')}: {sample.get('prefix', '')} […] {sample.get('suffix', '')}".strip()
-                )
-                texts[place].append(f"{name}: {sample.get('fill', sample.get('continuation', ABSENT))}")
-        yield from (Bullets(place, written) for place, written in texts.items())
-        missing = [f"{r.system}: not available here: {r.unavailable}" for r in chosen if r.unavailable is not None]
-        if missing:
-            yield Bullets("Not shown:", sorted(missing))
+                place = f"{sample.get('title', 'Text')}: {sample.get('prefix', '')} […] {sample.get('suffix', '')}"
+                texts[place.strip()].append(f"{name}: {sample.get('fill', sample.get('continuation', ABSENT))}")
+        blocks += [Bullets(place, written) for place, written in texts.items()]
+        missing = [f"{row_name(r.system)}: not available here: {r.unavailable}" for r in chosen if r.unavailable]
+        blocks += [Bullets("Not shown:", missing)] if missing else []
+    if blocks:
+        yield Details(table_name(SAMPLES), "what the systems wrote in the same places", blocks)
 
 
-def _conditions(results: Results) -> Iterator[Block]:
-    """Yield time, hardware, versions, models, and skipped records."""
+def _rule(judged: Mapping[str, Sequence[Claim]]) -> Details:
+    """Return the rule of the verdicts, and each comparison with its figures, on every model."""
+    blocks: list[Block] = [Text(RULE)]
+    for model, claims in judged.items():
+        for claim in claims:
+            blocks.append(Text(f"{claim.name}, {model}: {claim.verdict}", is_heading=True))
+            blocks.append(Text(f"{claim.words('statement')} Threshold: {claim.words('threshold')}"))
+            rows = [[f.what, f.outcome, f.numbers, f.warning or ABSENT] for f in claim.findings]
+            blocks.append(Grid(["Comparison", "Counts", "Figures", "Warning"], rows))
+    return Details("How the claims are judged", "the rule, and every comparison with its figures", blocks)
+
+
+def _missing(tables: Sequence[Table]) -> Details:
+    """Return the columns of the paper without a figure of ours."""
+    items = []
+    for table in tables:
+        if table.paper and table.absent:
+            is_whole = len(table.absent) == len(table.paper.columns)
+            what = "the whole table" if is_whole else ", ".join(column_name(c.unit, c.metric) for c in table.absent)
+            items.append(f"{table_name(table.name)} ({table.paper.number}): {what}")
+    return Details("Not measured", f"{len(items)} tables with gaps", [Bullets("Without a figure of ours:", items)])
+
+
+def _conditions(results: Results, paper: PaperValues) -> Details:
+    """Return time, presets, hardware, versions, and skipped records."""
     records = results.records
-    yield Heading(2, "Conditions")
-    seconds = sum(record.seconds for record in records)
-    yield Text(f"The cells shown took {seconds:,.0f} seconds in all ({seconds / 3600:.1f} hours).")
-    lists = {
-        "Hardware (cells):": (", ".join(f"{k} {v}" for k, v in sorted(record.hardware.items())) for record in records),
-        "Versions (cells):": (f"{library} {version}" for r in records for library, version in r.versions.items()),
-    }
-    counted = [
-        Bullets(head, [f"{name or 'unknown'} ({count})" for name, count in sorted(Counter(names).items())])
-        for head, names in lists.items()
+    latest = max(record.time for record in records)[:10] or "an unknown day"
+    hours = sum(record.seconds for record in records) / 3600
+    presets = {str(record.settings["preset"]) for record in records if "preset" in record.settings}
+    texts = [
+        f"{len(records)} cells, the latest of {latest}; they took {show(hours, 2)} hours in all.",
+        f"Quoted: {paper.source}; {paper.model}. No cell and no mean holds both measured and quoted figures.",
+        f"Presets: {', '.join(sorted(presets))}. Only the preset paper has the paper's sizes.",
     ]
-    models = {
-        (r.system, str(r.model.get("name")), str(r.model.get("weights") or r.model.get("revision") or ABSENT))
-        for r in records
-    }
-    grid = Grid(["System", "Model", "Weights or revision"], sorted(models))
-    yield Details("Hardware, versions and models", [*counted, grid])
-    if results.problems:
-        yield Bullets("Skipped or odd in the files of records:", results.problems)
+    counts = Counter(f"{key} {value}" for r in records for key, value in {**r.hardware, **r.versions}.items())
+    blocks: list[Block] = [*map(Text, texts)]
+    blocks.append(Bullets("Hardware and versions (cells):", [f"{k} ({n})" for k, n in sorted(counts.items())]))
+    blocks += [Bullets("Skipped or odd in the files of records:", results.problems)] if results.problems else []
+    return Details("Conditions", f"{len(records)} cells, {latest}", blocks)

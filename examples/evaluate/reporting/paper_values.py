@@ -1,6 +1,7 @@
 """Load the numbers of the paper's tables from `paper_values.json`, each row with our corresponding row."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,6 @@ class Column(NamedTuple):
     unit: str
     metric: str
     table: str
-
-    @property
-    def title(self) -> str:
-        """Return the head of the column."""
-        return f"{self.unit} {self.metric}"
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,7 @@ class PaperTable:
     columns: tuple[Column, ...]
     rows: tuple[PaperRow, ...]
     base: str | None = None
-    digits: int = 2
-    gain_is_share: bool = False
-    means: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    means: dict[str, list[str]] = field(default_factory=dict)
     note: str = ""
 
     def row(self, name: str) -> PaperRow:
@@ -70,26 +64,14 @@ def read_paper_values() -> PaperValues:
 
 def _table(entry: dict[str, Any]) -> PaperTable:
     """Parse one table of the file."""
-    columns = tuple(Column(unit, metric, *(table or [entry["table"]])) for unit, metric, *table in entry["columns"])
+    name, better = entry.pop("table"), entry.pop("better")
+    columns = tuple(Column(unit, metric, *(table or [name])) for unit, metric, *table in entry.pop("columns"))
     rows = tuple(
-        PaperRow(
-            name=row["name"],
-            answers=tuple(row["answers"]),
-            values={c: float(v) for c, v in zip(columns, row["values"], strict=False) if v is not None},
-        )
-        for row in entry["rows"]
+        PaperRow(name=row["name"], answers=tuple(row["answers"]), values=_values(columns, row["values"]))
+        for row in entry.pop("rows")
     )
-    return PaperTable(
-        name=entry["table"],
-        number=entry["number"],
-        title=entry["title"],
-        unit=entry["unit"],
-        higher_is_better=entry["better"] == "higher",
-        columns=columns,
-        rows=rows,
-        base=entry["base"],
-        digits=entry.get("digits", 2),
-        gain_is_share=entry.get("gain") == "percent of the base",
-        means={unit: tuple(parts) for unit, parts in entry.get("means", {}).items()},
-        note=entry.get("note", ""),
-    )
+    return PaperTable(name=name, higher_is_better=better == "higher", columns=columns, rows=rows, **entry)
+
+
+def _values(columns: Sequence[Column], values: Sequence[float | None]) -> dict[Column, float]:
+    return {column: float(value) for column, value in zip(columns, values, strict=True) if value is not None}

@@ -4,104 +4,85 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from examples.evaluate.parts.records import Record
-from examples.evaluate.reporting.cells import Cells, Value, list_counts, list_settings, settings_warnings
-from examples.evaluate.reporting.paper_values import Column, PaperTable
+from examples.evaluate.reporting.cells import Cells, Value, is_untrained
+from examples.evaluate.reporting.paper_values import Column, PaperRow, PaperTable
 
-MEASURED, QUOTED = "measured here", "quoted from the paper"
+QUOTED, UNTRAINED = "quoted", "untrained"
 # The order of the study's systems; other systems follow by name.
-OURS = (
-    *("base", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET", "LLM2Vec recipe"),
-    *("unidirectional", "zero-shot", "five-shot"),
-)
+OURS = ("base", "causal control", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET", "LLM2Vec recipe")
+RATIO = "ratio"
+# Tables of perplexities are read as multiples of these rows of theirs.
+REFERENCES = {"infilling": ("base, left", "base, causal"), "perplexity": ("base", "base, causal")}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, measured here or quoted; `missing` gives the reasons for missing figures."""
+    """One row, measured here or quoted; `missing` gives the reasons for figures that are not available."""
 
     name: str
     origin: str
-    model: str
-    values: dict[Column, Value | float]
+    values: dict[Column, Value]
     missing: dict[Column, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Compare one figure of the paper with ours; gains are improvements over the base of the same table."""
-
-    theirs: str
-    ours: str
-    column: Column
-    paper: float
-    value: Value
-    paper_gain: float | None
-    gain: float | None
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table with all that a reader needs to judge it."""
+    """A table with the records that it shows; `answers` are our rows by the name of the paper's."""
 
     name: str
     columns: list[Column]
-    rows: list[Row]
-    comparisons: list[Comparison]
-    notes: list[str]
-    warnings: list[str]
-    settings: list[str]
-    counts: list[str]
-    digits: int = 4
+    measured: list[Row]
+    quoted: list[Row]
+    answers: dict[str, Row]
+    records: list[Record]
     paper: PaperTable | None = None
 
     @property
-    def title(self) -> str:
-        """Return the heading of its section."""
-        return f"{self.paper.title} ({self.paper.number})" if self.paper else self.name
-
-    @property
-    def is_measured(self) -> bool:
-        """Return whether any of its figures was measured here."""
-        return any(row.values for row in self.rows if row.origin == MEASURED)
+    def absent(self) -> list[Column]:
+        """Return the columns of the paper without a figure of ours."""
+        columns = self.paper.columns if self.paper else ()
+        return [column for column in columns if not any(column in row.values for row in self.measured)]
 
 
 def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
     """Combine the records and the paper's values of a table."""
     columns = list(paper.columns) if paper else []
     if paper is None or all(column.table == name for column in columns):
-        own_columns = [
-            Column(unit, metric, name) for unit in cells.units(name) for metric in cells.metrics(name, unit) or [""]
-        ]
-        columns += [column for column in own_columns if column not in columns]
-        # Drop a unit that could not be measured in any row and that the paper does not have.
-        columns = [item for item in columns if item.metric or item.unit not in {c.unit for c in columns if c.metric}]
+        for unit in cells.units(name):
+            metrics = [metric for metric in cells.metrics(name, unit) if not metric.endswith(("stderr", "_std"))]
+            # A unit that could not be measured in any row is not shown, unless the paper has it.
+            columns += [Column(unit, metric, name) for metric in metrics if Column(unit, metric, name) not in columns]
+    if name in REFERENCES:
+        columns = [Column(unit, RATIO, name) for unit, _, _ in columns] + columns
     measured = [row for row in _measured_rows(cells, columns, paper) if row.values or row.missing]
-    quoted = [Row(row.name, QUOTED, row.name, dict(row.values)) for row in paper.rows] if paper else []
     records = [
         record
-        for column in dict.fromkeys(Column(column.unit, "", column.table) for column in columns)
-        for unit in _units(column, paper)
+        for table, unit in dict.fromkeys((column.table, unit) for column in columns for unit in _units(column, paper))
         for row in measured
-        for record in cells.final(column.table, row.name, unit)
+        for record in cells.final(table, row.name, unit)
+        if record.unavailable is None
     ]
-    answered = [record for record in records if record.unavailable is None]
-    return Table(
-        name=name,
-        columns=columns,
-        rows=measured + quoted,
-        comparisons=_compare(cells, paper, measured) if paper else [],
-        notes=_notes(records, paper),
-        warnings=settings_warnings(answered, cells.row_of),
-        settings=list_settings(answered, cells.row_of),
-        counts=list_counts(answered),
-        digits=max(2, paper.digits) if paper else 4,
-        paper=paper,
-    )
+    quoted = [Row(row.name, QUOTED, _quoted_values(paper, row)) for row in paper.rows] if paper else []
+    ours = {row.name: row for row in measured}
+    answers = {}
+    for row in paper.rows if paper else ():
+        found = [cells.find(table, row.answers) for table in dict.fromkeys(column.table for column in row.values)]
+        answers[row.name] = next((ours[answer] for answer in found if answer in ours), None)
+    return Table(name, columns, measured, quoted, {k: v for k, v in answers.items() if v}, records, paper)
 
 
-def _units(column: Column, paper: PaperTable | None) -> tuple[str, ...]:
+def _units(column: Column, paper: PaperTable | None) -> Sequence[str]:
     """Return the units of a column, which may be a mean over several."""
     return paper.means.get(column.unit, (column.unit,)) if paper else (column.unit,)
+
+
+def _quoted_values(paper: PaperTable, row: PaperRow) -> dict[Column, Value]:
+    """Return the figures of a row of the paper, perplexities also as multiples of those of the paper's base."""
+    values = dict(row.values)
+    if paper.name in REFERENCES and paper.base:
+        base = paper.row(paper.base).values
+        values |= {column._replace(metric=RATIO): value / base[column] for column, value in row.values.items()}
+    return {column: Value(value, (value,), is_trained=False) for column, value in values.items()}
 
 
 def _measured_rows(cells: Cells, columns: Sequence[Column], paper: PaperTable | None) -> list[Row]:
@@ -113,69 +94,22 @@ def _measured_rows(cells: Cells, columns: Sequence[Column], paper: PaperTable | 
     order = {name: place for place, name in enumerate(OURS)}
     rows = []
     for name in sorted(names, key=lambda name: order.get(name.split(",")[0], len(order))):
-        values: dict[Column, Value | float] = {}
+        values: dict[Column, Value] = {}
         missing: dict[Column, str] = {}
-        models: set[str] = set()
         for column in columns:
             units = (column.unit,) if column.unit in cells.units(column.table) else _units(column, paper)
-            value = cells.mean(column.table, name, units, column.metric)
+            if column.metric == RATIO:
+                reference = cells.find(column.table, REFERENCES[column.table])
+                value = cells.ratio(column.table, name, reference, column.unit)
+            else:
+                value = cells.mean(column.table, name, units, column.metric)
             records = [record for unit in units for record in cells.final(column.table, name, unit)]
-            models |= {str(record.model.get("name")) for record in records}
             reasons = dict.fromkeys(record.unavailable for record in records if record.unavailable is not None)
             if value is not None:
                 values[column] = value
             elif reasons:
                 missing[column] = "; ".join(map(str, reasons))
-        rows.append(Row(name, MEASURED, ", ".join(sorted(models)), values, missing))
+        number = max((len(value.runs) for value in values.values()), default=0)
+        origin = UNTRAINED if is_untrained(name) else f"{number} training{'s' if number != 1 else ''}"
+        rows.append(Row(name, origin, values, missing))
     return rows
-
-
-def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[Comparison]:
-    """Return every figure that both have."""
-    rows = {row.name: row for row in measured}
-    answers = {row.name: _answer(cells, row.answers, row.values, rows) for row in paper.rows}
-    base = paper.row(paper.base) if paper.base else None
-    our_base = answers[base.name] if base else None
-    comparisons = []
-    for row in paper.rows:
-        answer = answers[row.name]
-        for column, number in row.values.items() if answer else ():
-            value = answer.values.get(column) if answer else None
-            if answer is None or not isinstance(value, Value):
-                continue
-            paper_gain = gain = None
-            if base and row != base:  # a base has no gain over itself
-                paper_gain = _gain(paper, number, base.values.get(column))
-                gain = _gain(paper, value.mean, our_base.values.get(column) if our_base else None)
-            comparisons.append(Comparison(row.name, answer.name, column, number, value, paper_gain, gain))
-    return comparisons
-
-
-def _answer(cells: Cells, names: Sequence[str], columns: dict[Column, float], rows: dict[str, Row]) -> Row | None:
-    """Return our row that corresponds to a row of the paper."""
-    names_found = [cells.find(table, names) for table in dict.fromkeys(column.table for column in columns)]
-    return next((rows[name] for name in names_found if name in rows), None)
-
-
-def _gain(paper: PaperTable, value: float, base: Value | float | None) -> float | None:
-    """Return the improvement over the base, in the table's unit or in percent of the base."""
-    level = base.mean if isinstance(base, Value) else base
-    if level is None or (paper.gain_is_share and not level):
-        return None
-    gain = value - level if paper.higher_is_better else level - value
-    return 100 * gain / level if paper.gain_is_share else gain
-
-
-def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
-    """Return notes that a reader needs about the rows."""
-    notes = [paper.note] if paper and paper.note else []
-    steps = sorted({f"{record.system} (step {record.step})" for record in records if record.step is not None})
-    if steps:
-        notes.append(f"On record at steps only, shown at the last one: {', '.join(steps)}.")
-    answered = {(r.system, r.unit) for r in records if r.unavailable is None}
-    partly = {
-        f"{r.system}, {r.unit}: without replica {r.replica}, seed {r.seed}: {r.unavailable}."
-        for r in records
-        if r.unavailable is not None and (r.system, r.unit) in answered
-    }
-    return notes + sorted(partly)
