@@ -1,7 +1,9 @@
 """Train small byte-level vocabularies that split text like Qwen2, Llama 3 and later models, or not at all."""
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from .byte_tokenizer import trained_tokenizer
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,23 +25,7 @@ TEXTS = [
 def gluing_tokenizer(kind: str, *, vocab_size: int = 420) -> PreTrainedTokenizerFast:
     """Train a vocabulary under one of `SPLITS`."""
     pattern = SPLITS[kind]
-    tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        model_max_length=256,
-    )
+    parts = pre_tokenizers.Sequence([*split, byte_level])
+    return trained_tokenizer(TEXTS, pre_tokenizer=parts, vocab_size=vocab_size)

@@ -264,14 +264,22 @@ def contrastive_embeddings(
             # Some wrappers wait for the gradients of all weights, so the LM head's empty output stays in the graph.
             return head(states + 0.0 * outputs.logits.sum())
 
-    ids, mask = pairs["input_ids"], pairs["attention_mask"]
     if "mini_batches" not in pairs:
-        anchors, positives = embed(model, ids, mask).chunk(2)
+        anchors, positives = embed(model, pairs["input_ids"], pairs["attention_mask"]).chunk(2)
         return anchors, positives
+    vectors = _embed_in_mini_batches(embed, model, pairs, recompute=recompute)
+    anchors, positives = torch.empty_like(vectors).index_copy(0, pairs["order"], vectors).chunk(2)
+    return anchors, positives
+
+
+def _embed_in_mini_batches(
+    embed: Callable[..., Tensor], model: nn.Module, pairs: dict[str, Any], *, recompute: bool
+) -> Tensor:
+    """Return the embeddings `(2P, H)` of all texts, from the longest to the shortest."""
     vectors, start = [], 0
     for num_rows, width in pairs["mini_batches"]:
         rows = pairs["order"][start : start + num_rows]
-        part = ids[rows, :width], mask[rows, :width]
+        part = pairs["input_ids"][rows, :width], pairs["attention_mask"][rows, :width]
         start += num_rows
         if recompute and torch.is_grad_enabled():
             # An early stop would abort the forward of wrappers such as DDP.
@@ -279,10 +287,7 @@ def contrastive_embeddings(
                 vectors.append(checkpoint(_forward_then_repeat(embed, model), *part, use_reentrant=False))
         else:
             vectors.append(embed(model, *part))
-    sorted_vectors = torch.cat(vectors)
-    unsorted = torch.empty_like(sorted_vectors).index_copy(0, pairs["order"], sorted_vectors)
-    anchors, positives = unsorted.chunk(2)
-    return anchors, positives
+    return torch.cat(vectors)
 
 
 def pair_losses(

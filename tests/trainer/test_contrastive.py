@@ -40,7 +40,7 @@ def pairs_of(lengths: list[int]) -> list[dict[str, str]]:
 @settings(max_examples=60, deadline=None)
 def test_mini_batches_hold_every_text_once_within_the_limit(lengths, budget):
     batch, whole = (collate(pairs_of(lengths), mini_batch_tokens=limit) for limit in (budget, None))
-    assert torch.equal(batch["input_ids"], whole["input_ids"]) and whole.keys() == {"input_ids", "attention_mask", "prompt_length"}
+    assert torch.equal(batch["input_ids"], whole["input_ids"]) and not {"order", "mini_batches"} & whole.keys()
     assert sorted(batch["order"].tolist()) == list(range(2 * len(lengths)))
     start = 0
     for num_rows, width in batch["mini_batches"]:
@@ -93,7 +93,7 @@ def test_training_pools_as_encode_does(pooling, prompt, tmp_path):
     model, pairs = trainer.model.eval(), pairs_of([3, 9, 1, 5])
     assert model.magnet_settings.pooling == pooling, "`encode` of the trained model uses it, too"
     model.tokenizer = tiny_tokenizer()
-    collator = DataCollatorForPairs(model.tokenizer, prompt=prompt, max_length=20, pad_token_id=2, mini_batch_tokens=40)
+    collator = DataCollatorForPairs(model.tokenizer, prompt=prompt, max_length=20, pad_token_id=2)
     embeddings = contrastive_embeddings(model, collator(pairs), head=nn.Identity(), pooling=pooling)
     for side, found in zip(("anchor", "positive"), embeddings, strict=True):
         expected = model.encode([pair[side] for pair in pairs], prompt=prompt or "", convert_to_tensor=True)
