@@ -15,13 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from .adapters_magnet import adapters_for
-from .batching_magnet import (
-    PROGRESS_FROM_BATCHES,
-    evaluating,
-    is_progress_hidden,
-    pad_token_id,
-    probe_attention,
-)
+from .batching_magnet import PROGRESS_FROM_BATCHES, evaluating, is_progress_hidden, pad_token_id, probe_attention
 from .configuration_magnet import MagnetSettings
 from .decoding_magnet import SpanStream, StopRules, decode
 from .infill_options_magnet import InfillOptions

@@ -20,14 +20,7 @@ from .batching_magnet import (
     probe_attention,
     token_budget,
 )
-from .tokenization_magnet import (
-    bos_ids,
-    check_choice,
-    check_texts,
-    join_prompt,
-    longest_row,
-    read_texts,
-)
+from .tokenization_magnet import bos_ids, check_choice, check_texts, join_prompt, longest_row, read_texts
 
 Shift = Literal["next", "same"]
 CharacterRanges = list[tuple[int, int]]

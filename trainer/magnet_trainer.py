@@ -24,15 +24,7 @@ from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.publishing.adapters import write_adapter_settings
 from modeling_magnet.sources_magnet import CARD
 
-from . import (
-    checkpoints,
-    compilation,
-    contrastive_head,
-    distributed,
-    evaluation,
-    objectives,
-    samplers,
-)
+from . import checkpoints, compilation, contrastive_head, distributed, evaluation, objectives, samplers
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .files import atomic_write

@@ -58,15 +58,7 @@ from examples.benchmarks.training_systems import (
     phase_of,
     step_operations,
 )
-from examples.command_line import (
-    OneLineParser,
-    add_device,
-    add_dtype,
-    add_model,
-    at_least,
-    choose_device,
-    start,
-)
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
 from trainer import LoraArguments, MagnetTrainer, apply_lora, load_pairs, load_texts, texts_to_blocks
 from trainer.cpu_memory import keep_freed_memory
 

@@ -40,16 +40,7 @@ from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from tests.trainer.tiny import tiny_model, tiny_tokenizer
 from trainer import dropout_pairs, load_pairs, load_texts, texts_to_blocks
 
-from .strategies import (
-    REPOSITORY,
-    changed,
-    clear_errors,
-    damaged,
-    fuzz,
-    json_bytes,
-    mostly,
-    unicode_text,
-)
+from .strategies import REPOSITORY, changed, clear_errors, damaged, fuzz, json_bytes, mostly, unicode_text
 
 
 @pytest.fixture(scope="module")
