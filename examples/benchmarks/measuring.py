@@ -89,13 +89,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the operations per second of one large matrix product, the best of a few runs."""
     size = 2048 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
+    best = min(seconds(lambda: left @ right, device) for _ in range(6))
     return 2 * size**3 / best
 
 

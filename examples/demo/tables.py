@@ -36,12 +36,7 @@ def render_heatmap(
             for value in row
         )
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
-    title = html.escape(caption, quote=True)
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="heat">'
-        f'<caption><span>{title}</span></caption><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>"
-    )
+    return _table("heat", caption=caption, corner=html.escape(corner), head=head, body=body)
 
 
 def render_grid(
@@ -62,9 +57,14 @@ def render_grid(
             for cell, kind in zip(row, kinds, strict=True)
         )
         body += f'<tr><th scope="row" class="{own}">{html.escape(name)}</th>{cells}</tr>'
+    return _table("mask", caption=caption, corner='<span class="unseen">token</span>', head=head, body=body)
+
+
+def _table(kind: str, *, caption: str, corner: str, head: str, body: str) -> str:
+    """Return a table with a caption that scrolls sideways on a narrow page."""
     title = html.escape(caption, quote=True)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="mask">'
-        f'<caption><span>{title}</span></caption><thead><tr><th scope="col"><span class="unseen">token</span></th>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="{kind}">'
+        f'<caption><span>{title}</span></caption><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )

@@ -6,8 +6,10 @@ import lzma
 
 import pytest
 
+from examples.evaluate import story_texts
 from examples.evaluate.parts import stories
 from examples.evaluate.parts.stories import derange, read_stories, read_story_cloze, stories_source
+from trainer import load_texts
 
 from .evaluation_files import write_rocstories, write_story_cloze
 
@@ -36,6 +38,10 @@ def test_tinystories_is_split_at_its_separator_and_sentences(tmp_path):
     with lzma.open(file, "wt") as stream:
         stream.write("\nTom ran. He fell.\nHe cried.\n<|endoftext|>\nA dog sat.\n<|endoftext|>\n")
     assert read_stories(tmp_path, corpus="tinystories") == [["Tom ran.", "He fell.", "He cried."], ["A dog sat."]]
+    story_texts.main([f"--data={tmp_path}", f"--output={tmp_path}/made/texts.jsonl.xz", "--copies=40"])
+    texts = load_texts(str(tmp_path / "made/texts.jsonl.xz"))["text"]
+    both = {"Tom ran. He fell. He cried.", "A dog sat."}
+    assert len(texts) == 80 and set(texts) == both | {text.lower() for text in both}
 
 
 def test_hub_stories_are_split_into_sentences_or_skipped(tmp_path, monkeypatch):
