@@ -138,5 +138,6 @@ LEFT_OUT = {
     "benchmarks/training_step": "it measures times",
     "benchmarks/on_gpu": "it calls the other benchmarks",
     "evaluate/report": "tests/examples/test_report.py compares its pages",
+    "evaluate/story_texts": "tests/examples/test_stories.py reads its texts",
     "evaluate/training_curves": "it draws the logs of finished runs",
 }
