@@ -2,7 +2,7 @@
 
     python examples/evaluate/story_texts.py --data ../shared/data/stories --output outputs/stories.jsonl.xz --copies 6
 
-They come from the folder of `--data`, or from the Hub.
+Without `--data`, the stories come from the Hub.
 """
 
 import lzma
@@ -20,7 +20,7 @@ from trainer.files import atomic_write, json_bytes
 def main(arguments: list[str] | None = None) -> None:
     """Write the texts."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder with the file of the stories; by default from the Hub")
+    parser.add_argument("--data", type=Path, help="folder with the data files; by default from the Hub")
     parser.add_argument("--output", type=Path, required=True, help="file to write, .jsonl.xz")
     parser.add_argument("--copies", type=at_least(), default=1, help="copies of each story, each in lower case or not")
     args = parser.parse_args(arguments)
