@@ -5,6 +5,7 @@ Shapes: B rows, P pairs, S tokens in the longest row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -157,7 +158,7 @@ class DataCollatorForPairs:
     """Tokenize both sides of pairs for one forward: all anchors, then all positives.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, whose state is the embedding.
+        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, which ends each row.
         prompt (`str` or `None`): Prefix of both sides.
         max_length (`int`): Limit of a side in tokens, with prompt and special tokens, >= 3; EOS is always kept.
         pad_token_id (`int`): Token at padded positions, on the right.
@@ -173,6 +174,10 @@ class DataCollatorForPairs:
     pad_token_id: int
     mini_batch_tokens: int | None = None
     split_special_tokens: bool = True
+
+    @cached_property
+    def _prompt_length(self) -> int:
+        return prompt_length(self.tokenizer, self.prompt, split_special_tokens=self.split_special_tokens)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch of rows with the strings `anchor` and `positive`.
@@ -194,9 +199,7 @@ class DataCollatorForPairs:
             split_special_tokens=self.split_special_tokens,
         )
         batch: dict[str, Any] = pad_token_rows(text_rows.input_ids, pad_token_id=self.pad_token_id)
-        batch["prompt_length"] = prompt_length(
-            self.tokenizer, self.prompt, split_special_tokens=self.split_special_tokens
-        )
+        batch["prompt_length"] = self._prompt_length
         if self.mini_batch_tokens is not None:
             lengths = batch["attention_mask"].sum(1)  # (2P,)
             batch["order"] = lengths.argsort(descending=True, stable=True)

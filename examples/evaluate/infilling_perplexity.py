@@ -148,11 +148,11 @@ def print_ratios(records: list[Record], args: argparse.Namespace) -> None:
         reference = references.get(record.unit)
         if reference is None or not record.by_text or record.system == args.reference:
             continue
-        if [count for _, count in record.by_text] != [count for _, count in reference.by_text]:
+        try:
+            ratio, error = perplexity_ratio(record.by_text, reference.by_text)
+            print(f"{record.system}, {record.unit}: {ratio:.3f} ± {error:.3f} of the perplexity of {args.reference!r}")
+        except ValueError:
             print(f"{record.system}, {record.unit}: {args.reference!r} was measured on other texts, or before this")
-            continue
-        ratio, error = perplexity_ratio(record.by_text, reference.by_text)
-        print(f"{record.system}, {record.unit}: {ratio:.3f} ± {error:.3f} of the perplexity of {args.reference!r}")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
