@@ -169,14 +169,8 @@ def _generate_tab(handlers: Handlers) -> None:
         write = gr.Button("Generate", variant="primary", elem_id="generate-write")
         stop = gr.Button("Stop", variant="stop", elem_id="generate-stop")
     meters, shown = _answer("generate-meters"), _answer("generate-answer")
-    gr.on(
-        [write.click, prompt.submit],
-        handlers.write,
-        [prompt, tokens, temperature],
-        [shown, meters],
-        show_progress="hidden",
-        api_name="generate",
-    )
+    given, asked = [prompt, tokens, temperature], [write.click, prompt.submit]
+    gr.on(asked, handlers.write, given, [shown, meters], show_progress="hidden", api_name="generate")
     # Not queued, because it would wait for the call that it stops.
     stop.click(handlers.stop, queue=False, api_visibility="private")
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 from datasets import load_dataset
 
 from examples.command_line import require_extra, start
@@ -111,8 +112,10 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
     """Compute Spearman's rank correlation of cosine and human score, x 100."""
     from scipy.stats import spearmanr  # needs the extra `eval`
 
-    left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
-    right = reader.encode([pair.sentence2 for pair in pairs], prompt=prompt)
+    # A sentence stands in several pairs, in SICK in two on average.
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
+    vectors = dict(zip(texts, reader.encode(texts, prompt=prompt), strict=True))
+    left, right = (np.stack([vectors[pair[side]] for pair in pairs]) for side in (0, 1))
     cosines = similarity_pairs(left, right, name="cosine")
     return 100 * float(spearmanr(cosines.numpy(), [pair.score for pair in pairs]).statistic)
 

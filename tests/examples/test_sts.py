@@ -54,8 +54,9 @@ def test_mteb_gives_the_same_figure_and_the_record_names_the_reading(tmp_path, c
     assert (settings["data"], settings["limit"], settings["mteb"]) == ("sts12.test.tsv.gz", None, True)
 
 
-def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model, checkpoint):
-    arguments = ["--model", str(checkpoint), "--data", str(write_files(tmp_path)), "--device", "cpu"]
+@pytest.mark.parametrize("options", [[], pytest.param(["--compile"], marks=pytest.mark.long)])
+def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model, checkpoint, options):
+    arguments = [*options, "--model", str(checkpoint), "--data", str(write_files(tmp_path)), "--device", "cpu"]
     (record,) = sts.main([*arguments, "--results", str(tmp_path), "--tasks", "STS12", "--prompt", "Find it"])
     cosines = []
     for one, other, _ in PAIRS:
@@ -63,6 +64,7 @@ def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model, checkp
         cosines.append(float(np.dot(left, right) / np.linalg.norm(left) / np.linalg.norm(right)))
     expected = spearmanr(cosines, [score for _, _, score in PAIRS]).statistic
     assert record.metrics["spearman"] == pytest.approx(100 * expected)
+    assert record.settings.get("compile", False) == bool(options)
 
 
 def test_missing_sets_are_recorded_as_unavailable(tmp_path, checkpoint, capsys):

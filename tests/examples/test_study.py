@@ -15,7 +15,9 @@ from examples.evaluate.reporting.names import show
 from ..conftest import REPOSITORY
 from .tiny_run import save_plain_llama, tiny_options
 
-PLAN = REPOSITORY / "examples" / "evaluate" / "study_wiki7m.json"
+FOLDER = REPOSITORY / "examples" / "evaluate"
+# Steps of a run, its steps with pairs, and trainings of MAGNET.
+PLANS = {"study_wiki7m.json": (900, 170, 2), "study_gemma270m.json": (490, 98, 3)}
 
 
 def write_plan(folder, **changes):
@@ -37,31 +39,32 @@ def write_plan(folder, **changes):
     return folder / "plan.json"
 
 
-def test_committed_plan_is_valid_with_every_preset(tmp_path):
+@pytest.mark.parametrize("name", PLANS)
+def test_committed_plan_is_valid_with_every_preset(tmp_path, name):
     for preset, sizes in (("paper", "paper"), ("gpu", "paper"), ("smoke", "smoke")):
-        plan = read_plan(PLAN, preset=preset, output=tmp_path)
+        plan = read_plan(FOLDER / name, preset=preset, output=tmp_path)
         assert all(call.arguments[-2:] == ["--preset", sizes] for call in plan.calls)
         assert all(run.arguments["use_cpu"] == (preset != "gpu") for run in plan.runs)
         names = [run.name for run in plan.runs]
-        assert {"MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "MNTP + MSG", "SSCL", "SSCL + MSG"} <= set(names)
-        assert names.count("MAGNET") == (1 if preset == "smoke" else 2)
+        assert {"MAGNET", "LLM2Vec recipe", "MTP", "MNTP + MSG", "SSCL", "SSCL + MSG"} <= set(names)
+        assert names.count("MAGNET") == (1 if preset == "smoke" else PLANS[name][2])
         assert len({run.folder for run in plan.runs}) == len(plan.runs)
 
 
-def test_systems_of_the_committed_plan_share_steps_texts_and_adapters(tmp_path):
-    runs = {run.name: run for run in read_plan(PLAN, preset="paper", output=tmp_path).runs}
+@pytest.mark.parametrize("name", PLANS)
+def test_systems_of_a_committed_plan_share_steps_texts_and_adapters(tmp_path, name):
+    runs = {run.name: run for run in read_plan(FOLDER / name, preset="paper", output=tmp_path).runs}
 
-    def steps(name):
-        run = runs[name]
+    def steps(run):
         own = sum(int(phase.split(":")[0]) for phase in run.arguments["loss_phases"])
-        return own + (0 if run.base == "base" else steps(run.base))
+        return own + (0 if run.base == "base" else steps(runs[run.base]))
 
-    full = {steps(name) for name in runs if name not in ("LLM2Vec, first stage", "SSCL")}
-    assert full == {900}
-    assert steps("SSCL") == 170, "as many updates with pairs as MAGNET has"
-    for name in ("train_texts", "lora_r", "lora_alpha", "learning_rate", "contrastive_batch_size", "max_length"):
-        values = {json.dumps(run.arguments[name]) for run in runs.values()}
-        assert len(values) == 1, name
+    first = steps(runs["LLM2Vec, first stage"])
+    all_steps, with_pairs, _ = PLANS[name]
+    assert {steps(run) for run in runs.values()} == {all_steps, with_pairs, first} and first + with_pairs == all_steps
+    assert steps(runs["SSCL"]) == with_pairs, "as many updates with pairs as MAGNET has"
+    for shared in ("train_texts", "lora_r", "lora_alpha", "learning_rate", "contrastive_batch_size", "max_length"):
+        assert len({json.dumps(run.arguments[shared]) for run in runs.values()}) == 1, shared
 
 
 def test_preset_scales_steps_and_replaces_arguments(tmp_path):
@@ -117,7 +120,7 @@ def test_small_study_runs_from_plan_to_page(tmp_path, tiny_plan, capsys):
     data = REPOSITORY.parent / "shared" / "data"
     if not data.is_dir():
         pytest.skip("no data at ../shared/data beside the repository")
-    own = {call["driver"]: call for call in json.loads(PLAN.read_text())["calls"]}
+    own = {call["driver"]: call for call in json.loads((FOLDER / "study_wiki7m.json").read_text())["calls"]}
     kept = {  # one call of each driver, below its smoke preset if that takes seconds
         "word_probes": "--steps 20 --train_sentences 40 --test_sentences 20",
         "sts": "--tasks STSBenchmark STS13 --limit 20",

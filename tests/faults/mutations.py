@@ -35,7 +35,12 @@ class Mutation(NamedTuple):
     file: str
     text: str  # occurs exactly once in the file
     replacement: str
-    tests: tuple[str, ...]  # the nearest test files, which have to catch the bug
+    caught_by: tuple[str, ...] = ()  # by default the test file of the same name
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Return the nearest test files, which have to catch the bug."""
+        return self.caught_by or (re.sub(r"^(.*/)", r"tests/\1test_", self.file),)
 
 
 MUTATIONS = (
@@ -45,7 +50,6 @@ MUTATIONS = (
         file="modeling_magnet/masking_magnet.py",
         text="return allowed[:, None]  # (B, 1, Q, KV)",
         replacement="return (allowed.mT if allowed.shape[1] == allowed.shape[2] else allowed)[:, None]",
-        tests=("tests/modeling_magnet/test_masking_magnet.py",),
     ),
     Mutation(
         name="mntp_shift",
@@ -53,7 +57,6 @@ MUTATIONS = (
         file="trainer/corruption.py",
         text="labels[:-1] = torch.where(is_target, input_ids, IGNORE_INDEX)[1:]",
         replacement="labels[:-2] = torch.where(is_target, input_ids, IGNORE_INDEX)[2:]",
-        tests=("tests/trainer/test_corruption.py",),
     ),
     Mutation(
         name="span_seen_by_context",
@@ -61,7 +64,6 @@ MUTATIONS = (
         file="modeling_magnet/masking_magnet.py",
         text="allowed |= (segment_ids == 0)[:, None, :]",
         replacement="allowed |= (segment_ids == 0)[:, None, :] | (query_segments == 0)[:, :, None]",
-        tests=("tests/modeling_magnet/test_masking_magnet.py",),
     ),
     Mutation(
         name="padding_seen",
@@ -69,7 +71,6 @@ MUTATIONS = (
         file="modeling_magnet/masking_magnet.py",
         text="allowed &= attention_mask.bool()[:, None, :]",
         replacement="pass",
-        tests=("tests/modeling_magnet/test_masking_magnet.py",),
     ),
     Mutation(
         name="loss_scaled_by_accumulation",
@@ -77,7 +78,6 @@ MUTATIONS = (
         file="trainer/magnet_trainer.py",
         text="num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)",
         replacement="num_items = self._count(inputs) * self._num_micro_batches",
-        tests=("tests/trainer/test_magnet_trainer.py",),
     ),
     Mutation(
         name="pairs_shuffled",
@@ -85,7 +85,6 @@ MUTATIONS = (
         file="trainer/data_collator.py",
         text='[row["anchor"] for row in rows] + [row["positive"] for row in rows]',
         replacement='[row["anchor"] for row in rows] + [row["positive"] for row in [*rows[1:], *rows[:1]]]',
-        tests=("tests/trainer/test_data_collator.py",),
     ),
     Mutation(
         name="cache_position",
@@ -94,7 +93,7 @@ MUTATIONS = (
         text="position_ids=self.starts[:num_rows] + step,",
         replacement="position_ids=self.starts[:num_rows] + step + 1,",
         # The first test file needs models that may be missing on a machine.
-        tests=("tests/modeling_magnet/test_infilling_magnet.py", "tests/modeling_magnet/test_families_magnet.py"),
+        caught_by=("tests/modeling_magnet/test_infilling_magnet.py", "tests/modeling_magnet/test_families_magnet.py"),
     ),
     Mutation(
         name="seed_ignored",
@@ -102,7 +101,6 @@ MUTATIONS = (
         file="trainer/samplers.py",
         text="for number in (seed, epoch, row_id):",
         replacement="for number in (0, epoch, row_id):",
-        tests=("tests/trainer/test_samplers.py",),
     ),
     Mutation(
         name="adapter_not_merged",
@@ -110,7 +108,6 @@ MUTATIONS = (
         file="modeling_magnet/publishing/merging.py",
         text="layer.merge(safe_merge=True)",
         replacement="layer.merge(safe_merge=True, adapter_names=[])",
-        tests=("tests/modeling_magnet/publishing/test_merging.py",),
     ),
     Mutation(
         name="prompt_dropped",
@@ -118,7 +115,6 @@ MUTATIONS = (
         file="modeling_magnet/encoding_magnet.py",
         text="self.tokenizer, texts, **self.reading)",
         replacement="self.tokenizer, texts, **{**self.reading, 'prompt': None})",
-        tests=("tests/modeling_magnet/test_encoding_magnet.py",),
     ),
 )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 from tqdm import tqdm
 
 from examples import models
@@ -63,7 +64,10 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
     """Open a MAGNET checkpoint, adapter or plain decoder in evaluation mode on the device."""
-    return models.open_magnet(path, dtype=args.dtype, device=args.device)
+    model = models.open_magnet(path, dtype=args.dtype, device=args.device)
+    for layer in model.model.layers if args.compile else ():
+        layer.compile(dynamic=True)
+    return model
 
 
 def run(
@@ -88,7 +92,7 @@ def run(
     for name, path in args.model.items():
         shared = {"table": table, "system": name, "model": identities[path]}
         shared |= {key: getattr(args, key) for key in ("seed", "replica", "step")}
-        preset = {"dtype": args.dtype, "preset": args.preset}
+        preset = {"dtype": args.dtype, "preset": args.preset, **({"compile": True} if args.compile else {})}
         requested = [Record(**shared, unit=unit.name, settings={**unit.settings, **preset}) for unit in units]
         model = open_model(path, args) if any(record.measurement_key not in known for record in requested) else None
         bar = tqdm(zip(units, requested, strict=True), total=len(units), desc=f"{table}: {name}", unit="cell")
@@ -123,17 +127,13 @@ def _measured(unit: Unit, requested: Record, model: Any, *, device: str) -> Reco
 
 def print_table(records: Sequence[Record]) -> None:
     """Print systems by units and metrics, then the reasons why cells could not be measured."""
-    columns = list(dict.fromkeys((record.unit, metric) for record in records for metric in record.metrics))
-    cells = {(record.system, record.unit, metric): x for record in records for metric, x in record.metrics.items()}
-    width = max([len(record.system) for record in records], default=0) + 2
-    titles = [f"{unit} {metric}" for unit, metric in columns]
-    print("\n" + " " * width + "".join(f"{title:>{len(title) + 2}s}" for title in titles))
-    for system in dict.fromkeys(record.system for record in records) if columns else ():
-        values = [cells.get((system, *column)) for column in columns]
-        texts = ["-" if value is None else f"{value:.4f}" for value in values]
-        print(
-            f"{system:{width}s}" + "".join(f"{x:>{len(title) + 2}s}" for x, title in zip(texts, titles, strict=True))
-        )
+    table: dict[str, dict[str, float]] = {}
+    for record in records:
+        for metric, value in record.metrics.items():
+            table.setdefault(f"{record.unit} {metric}", {})[record.system] = value
+    if table:
+        frame = pd.DataFrame(table, index=list(dict.fromkeys(record.system for record in records)))
+        print("\n" + frame.to_string(float_format="{:.4f}".format, na_rep="-"))
     for record in records:
         if record.unavailable:
             print(f"{record.system}, {record.unit}: not available here: {record.unavailable}")

@@ -45,6 +45,7 @@ def add_measuring(parser: argparse.ArgumentParser, *, smoke: dict[str, Any], pap
     add_seed(parser)
     add_dtype(parser)
     add_device(parser)
+    parser.add_argument("--compile", action="store_true", help="compile the layers: a minute, then faster on a CPU")
     parser.set_defaults(presets={"smoke": smoke, "paper": paper})
 
 
