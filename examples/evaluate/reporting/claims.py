@@ -9,6 +9,7 @@ from examples.evaluate.reporting.cells import Cells, Value
 from examples.evaluate.reporting.charts import Group
 from examples.evaluate.reporting.names import NAMES, column_name, digits_of, row_name, show, show_ratio, unit_name
 from examples.evaluate.reporting.paper_values import PaperValues
+from examples.evaluate.reporting.tables import REFERENCES
 
 Outcome = Literal["for", "against", "within the error", "not measured"]
 Names = tuple[str, ...]
@@ -27,9 +28,9 @@ ERRORS = 2.0
 ONE_RUN = "one training each"
 # Accuracy in percent on questions with four choices.
 CHANCE = 25.0
-MAGNET, RECIPE, BASE = ("MAGNET",), ("LLM2Vec recipe",), ("base", "base, causal")
+MAGNET, RECIPE, BASE = ("MAGNET",), ("LLM2Vec recipe",), REFERENCES["perplexity"]
 CAUSAL, SAME_PAIRS = ("base, causal", "base"), ("LLM2Vec recipe, MAGNET's pairs",)
-FILLED, LEFT, BASE_FILLED = ("MAGNET, infill", "MAGNET"), ("base, left", "base, causal"), ("base, infill",)
+FILLED, LEFT, BASE_FILLED = ("MAGNET, infill", "MAGNET"), REFERENCES["infilling"], ("base, infill",)
 CONTROL, OTHER_SUFFIX = ("causal control, left", "causal control"), ("MAGNET, other suffix",)
 
 

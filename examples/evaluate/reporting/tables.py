@@ -7,7 +7,7 @@ from examples.evaluate.parts.records import Record
 from examples.evaluate.reporting.cells import Cells, Value, is_untrained
 from examples.evaluate.reporting.paper_values import Column, PaperRow, PaperTable
 
-QUOTED, UNTRAINED = "quoted", "untrained"
+QUOTED = "quoted"
 # The order of the study's systems; other systems follow by name.
 OURS = ("base", "causal control", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET", "LLM2Vec recipe")
 RATIO = "ratio"
@@ -110,6 +110,6 @@ def _measured_rows(cells: Cells, columns: Sequence[Column], paper: PaperTable | 
             elif reasons:
                 missing[column] = "; ".join(map(str, reasons))
         number = max((len(value.runs) for value in values.values()), default=0)
-        origin = UNTRAINED if is_untrained(name) else f"{number} training{'s' if number != 1 else ''}"
+        origin = "untrained" if is_untrained(name) else f"{number} training{'s' if number != 1 else ''}"
         rows.append(Row(name, origin, values, missing))
     return rows
