@@ -113,9 +113,10 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
     from scipy.stats import spearmanr  # needs the extra `eval`
 
     # A sentence stands in several pairs, in SICK in two on average.
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
+    sides = [pair.sentence1 for pair in pairs], [pair.sentence2 for pair in pairs]
+    texts = list(dict.fromkeys(sides[0] + sides[1]))
     vectors = dict(zip(texts, reader.encode(texts, prompt=prompt), strict=True))
-    left, right = (np.stack([vectors[pair[side]] for pair in pairs]) for side in (0, 1))
+    left, right = (np.stack([vectors[text] for text in side]) for side in sides)
     cosines = similarity_pairs(left, right, name="cosine")
     return 100 * float(spearmanr(cosines.numpy(), [pair.score for pair in pairs]).statistic)
 
