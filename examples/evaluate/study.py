@@ -103,10 +103,9 @@ def evaluate(plan: Plan, *, results: Path) -> None:
     for run in filter(is_finished, plan.runs):
         named = f"{run.name}={run.folder}"
         training_curves.main(["--runs", named, "--results", str(results), "--replica", str(run.replica)])
-    commands = list(driver_commands(plan, results=results))
-    bar = tqdm(commands, desc="Evaluating", unit="command", file=sys.stderr)
+    bar = tqdm(list(driver_commands(plan, results=results)), desc="Evaluating", unit="command", file=sys.stderr)
     for number, (driver, arguments) in enumerate(bar, start=1):
-        print(f"\n[{number}/{len(commands)}] {driver}.py {shlex.join(arguments)}", flush=True)
+        print(f"\n[{number}/{bar.total}] {driver}.py {shlex.join(arguments)}", flush=True)
         importlib.import_module(f"examples.evaluate.{driver}").main(arguments)
 
 

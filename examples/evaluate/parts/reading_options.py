@@ -134,6 +134,7 @@ def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
     """Return the arguments for a reading, with an empty list of models."""
     group = copy.copy(args)
     group.reading, group.model = reading, {}
+    group.compile = args.compile and reading != "encoder"  # sentence-transformers opens an encoder
     group.pooling = POOLINGS[reading][0] if args.pooling is None else args.pooling
     return group
 

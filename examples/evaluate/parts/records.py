@@ -92,6 +92,8 @@ class RecordFile:
     """
 
     def __init__(self, folder: str | Path, table: str) -> None:
+        if Path(folder).is_file():
+            raise ValueError(f"`--results` {str(folder)!r} is a file; expected a folder, which may not exist yet.")
         self.path = Path(folder) / f"{table}.jsonl"
 
     def read(self) -> list[Record]:

@@ -116,9 +116,8 @@ def judge(what: str, terms: Sequence[tuple[float, Figure]], *, offset: float = 0
     if total == 0 or abs(total) <= ERRORS * error:
         outcome = "within the error"
     shown.append(f"{show(total, 2, sign='+')} from the threshold, two standard errors {show(ERRORS * error, 2)}")
-    is_single = any(value.is_trained and len(value.runs) < 2 for _, value in values)
-    means = tuple(value.mean for _, value in values)
-    return Finding(what, outcome, "; ".join(shown), ONE_RUN if is_single else "", means)
+    warning = ONE_RUN if any(value.is_trained and len(value.runs) < 2 for _, value in values) else ""
+    return Finding(what, outcome, "; ".join(shown), warning, tuple(value.mean for _, value in values))
 
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, system: tuple[str, ...]) -> Finding:
