@@ -67,8 +67,7 @@ def add_dtype(parser: Any) -> None:
 
 def add_data(parser: Any) -> None:
     """Add `--data`, the folder with the data files."""
-    help_text = "folder with the data files, searched recursively; defaults to the Hub"
-    parser.add_argument("--data", type=Path, help=help_text)
+    parser.add_argument("--data", type=Path, help="folder with the data files, searched recursively; default: the Hub")
 
 
 def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:

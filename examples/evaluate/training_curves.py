@@ -122,6 +122,7 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
     }
     rows = [arguments.get(key) or 1 for key in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     tokens_per_step = math.prod(rows) * (report.get("processes") or 1) * (arguments.get("max_length") or 0)
+    ended = datetime.fromtimestamp((run / REPORT).stat().st_mtime, UTC).isoformat(timespec="seconds")
     return earlier + [
         Record(
             table=TABLE,
@@ -136,7 +137,7 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
             counts={"tokens": tokens + step * tokens_per_step},  # at most: rows may be shorter
             versions={"torch": str(report.get("torch", ""))},
             hardware={"threads": report.get("threads")},
-            time=datetime.fromtimestamp((run / REPORT).stat().st_mtime, UTC).isoformat(timespec="seconds"),
+            time=ended,
         )
         for step, metrics in evaluations.items()
         if step or not earlier  # its step 0 is the last one of the run that it continues
